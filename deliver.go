@@ -2,81 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"net/http"
 	"runtime/debug"
-	"strconv"
 	"time"
 )
-
-// Permanent says that err will not go away: QStash is told not to retry.
-func Permanent(err error) error { return &permanentError{err} }
-
-// RetryAfter says that err will be over in d: QStash is told to try again then.
-func RetryAfter(d time.Duration, err error) error { return &retryAfterError{d, err} }
-
-type permanentError struct{ err error }
-
-func (e *permanentError) Error() string { return errorText(e.err) }
-func (e *permanentError) Unwrap() error { return e.err }
-
-type retryAfterError struct {
-	after time.Duration
-	err   error
-}
-
-func (e *retryAfterError) Error() string { return errorText(e.err) }
-func (e *retryAfterError) Unwrap() error { return e.err }
-
-func errorText(err error) string {
-	if err == nil {
-		return "no reason given"
-	}
-	return err.Error()
-}
-
-// Log returns the log of the delivery that ctx belongs to.
-func Log(ctx context.Context) *slog.Logger {
-	if l, ok := ctx.Value(logKey{}).(*slog.Logger); ok {
-		return l
-	}
-	return slog.Default()
-}
-
-type logKey struct{}
-
-// Excerpt is a body for the log: text, at most 1 KiB of it, made only if the line is written.
-type Excerpt []byte
-
-// LogValue implements slog.LogValuer.
-func (e Excerpt) LogValue() slog.Value {
-	const most = 1 << 10
-	if len(e) <= most {
-		return slog.StringValue(string(e))
-	}
-	return slog.StringValue(fmt.Sprintf("%s... (%d bytes)", e[:most], len(e)))
-}
-
-// answer is what goes back to QStash.
-type answer struct {
-	status      int
-	contentType string
-	body        []byte
-	permanent   bool   // with Upstash-NonRetryable-Error: true
-	retryAfter  string // the header; "": none
-}
-
-// outcome is an answer and what the log and the metrics say of it.
-type outcome struct {
-	answer
-	name   string // of a fixed set: a label in the metrics
-	reason string
-	level  slog.Level
-}
 
 // runner is the business logic: handle and handleFailure, or whatever stands in for them.
 type runner func(ctx context.Context, m *Message) (answer, error)
@@ -96,18 +28,39 @@ func runHandlers(handle func(context.Context, *Message) ([]byte, error), handleF
 	}
 }
 
-// deliverer runs the business logic on messages.
+// deliverer runs the business logic once for each message.
 type deliverer struct {
 	run      runner
 	timeout  time.Duration // the business logic's context ends then
 	grace    time.Duration // how long after that its return is waited for
+	wait     time.Duration // how long another delivery of the message is waited for
+	store    store
+	storeTTL time.Duration
 	log      *slog.Logger
+	metrics  *metrics
 	inFlight *inFlight
 }
 
-// deliver runs the business logic on m and says what to answer.
-func (d *deliverer) deliver(m *Message) outcome {
-	ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), logKey{}, d.log.With("message", m.Unverified.ID)), d.timeout)
+// storeTimeout ends each call of the store.
+const storeTimeout = 5 * time.Second
+
+// deliver runs the business logic on m, if no other delivery did or does, and says what to answer. A *refusal is
+// the only error.
+func (d *deliverer) deliver(m *Message) (outcome, error) {
+	c, known := newClaim(m, d.timeout+10*time.Second, d.storeTTL)
+	if known {
+		if o, err := d.claim(c); err != nil || o.name != "" {
+			return o, err
+		}
+	}
+	settle := func(res result) outcome {
+		o := outcomeOf(res)
+		if known {
+			d.record(c, o)
+		}
+		return o
+	}
+	ctx, cancel := context.WithTimeout(withLog(context.Background(), d.log, m), d.timeout)
 	done := make(chan result, 1)
 	go func() {
 		defer cancel()
@@ -117,16 +70,71 @@ func (d *deliverer) deliver(m *Message) outcome {
 	defer overdue.Stop()
 	select {
 	case res := <-done:
-		return outcomeOf(res)
+		return settle(res), nil
 	case <-overdue.C:
 	}
+	// Only its return ends a run: until then the message stays claimed, and in flight.
 	d.inFlight.hold(m)
 	go func() {
 		defer d.inFlight.end(m)
-		o := outcomeOf(<-done)
-		d.log.Log(ctx, o.level, "business logic returned late", "message", m.Unverified.ID, "outcome", o.name, "reason", o.reason)
+		o := settle(<-done)
+		Log(ctx).Log(ctx, o.level, "business logic returned late", "outcome", o.name, "reason", o.reason)
 	}()
-	return failed("timeout", http.StatusGatewayTimeout, fmt.Sprintf("the business logic has not returned %s after its deadline", d.grace))
+	return failed("timeout", http.StatusGatewayTimeout, fmt.Sprintf("the business logic has not returned %s after its deadline", d.grace)), nil
+}
+
+// claim returns an outcome without a name when c's message is c's to run. While another delivery runs it, that one
+// is waited for: a wait costs a connection, a refusal costs one of QStash's few retries.
+func (d *deliverer) claim(c claim) (outcome, error) {
+	giveUp := time.Now().Add(d.wait)
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
+		ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+		now, err := d.store.claim(ctx, c)
+		cancel()
+		if err != nil { // fail closed: nothing is run
+			d.storeFailed("claim", err)
+			o := failed("store", http.StatusServiceUnavailable, "the store of handled messages does not answer")
+			o.retryAfter = "10"
+			return o, nil
+		}
+		switch now.state {
+		case claimed:
+			return outcome{}, nil
+		case replayed:
+			return outcome{}, unauthorized("replayed", "the token was used for another message: a captured delivery was sent again under another id")
+		case finished:
+			return outcome{answer: now.answer, name: "duplicate", replay: true}, nil
+		}
+		if time.Now().Add(pause).After(giveUp) {
+			o := failed("in_flight", http.StatusServiceUnavailable, "another delivery of this message is still being run")
+			o.retryAfter, o.level = retryAfterSeconds(now.left), slog.LevelInfo
+			return o, nil
+		}
+		select {
+		case <-time.After(pause):
+		case <-d.inFlight.draining.Done():
+			return outcome{}, stopping()
+		}
+	}
+}
+
+// record completes or releases c's message. If it cannot, the answer stays as it is: a success that is answered
+// with an error would be repeated.
+func (d *deliverer) record(c claim, o outcome) {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	if o.final {
+		if err := d.store.complete(ctx, c.key, c.holder, kept(o.answer)); err != nil {
+			d.storeFailed("complete", err)
+		}
+	} else if err := d.store.release(ctx, c.key, c.holder); err != nil {
+		d.storeFailed("release", err)
+	}
+}
+
+func (d *deliverer) storeFailed(operation string, err error) {
+	d.metrics.storeError.WithLabelValues(operation).Inc()
+	d.log.Error("the store of handled messages failed", "operation", operation, "error", err.Error())
 }
 
 // result is how the business logic ended.
@@ -141,65 +149,15 @@ var errPanic = errors.New("panic")
 
 // call runs the business logic to its end, whatever that is.
 func (d *deliverer) call(ctx context.Context, m *Message) (res result) {
+	began := time.Now()
 	res.err = errPanic // stays if it panics or calls runtime.Goexit
 	defer func() {
 		if p := recover(); p != nil {
-			d.log.Error("panic in the business logic", "message", m.Unverified.ID, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			Log(ctx).Error("panic in the business logic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
 		res.late = ctx.Err() != nil
+		d.metrics.handling.Observe(time.Since(began).Seconds())
 	}()
 	res.answer, res.err = d.run(ctx, m)
 	return res
-}
-
-// outcomeOf is the one place that says what the business logic's end means to QStash.
-func outcomeOf(res result) outcome {
-	var permanent *permanentError
-	var later *retryAfterError
-	switch err := res.err; {
-	case err == nil:
-		return outcome{answer: res.answer, name: "ok"}
-	case errors.As(err, &permanent):
-		o := failed("permanent", 489, err.Error())
-		o.permanent = true
-		return o
-	case errors.As(err, &later):
-		o := failed("retry", http.StatusServiceUnavailable, err.Error())
-		o.retryAfter, o.level = retryAfterSeconds(later.after), slog.LevelWarn
-		return o
-	case err == errPanic:
-		return failed("panic", http.StatusInternalServerError, err.Error())
-	case res.late:
-		return failed("timeout", http.StatusGatewayTimeout, err.Error())
-	default:
-		return failed("error", http.StatusInternalServerError, err.Error())
-	}
-}
-
-func failed(name string, status int, reason string) outcome {
-	return outcome{answer: errorAnswer(status, reason), name: name, reason: reason, level: slog.LevelError}
-}
-
-// retryAfterSeconds is d as Retry-After: whole seconds, rounded up, as many as QStash obeys.
-func retryAfterSeconds(d time.Duration) string {
-	s := math.Ceil(d.Seconds())
-	return strconv.Itoa(int(min(max(s, 1), 24*60*60)))
-}
-
-var okBody = []byte(`{"message":"ok"}`)
-
-// okAnswer is the 200 for a reply; nil stands for a short JSON.
-func okAnswer(reply []byte) answer {
-	a := answer{status: http.StatusOK, contentType: "application/json", body: reply}
-	if reply == nil {
-		a.body = okBody
-	} else if !json.Valid(reply) {
-		a.contentType = "text/plain; charset=utf-8"
-	}
-	return a
-}
-
-func errorAnswer(status int, text string) answer {
-	body, _ := json.Marshal(map[string]string{"error": text}) // no text is an error
-	return answer{status: status, contentType: "application/json", body: body}
 }

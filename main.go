@@ -23,6 +23,12 @@
 //	                              Authorization: Bearer ...
 //	MAX_BODY_BYTES                largest message (10485760)
 //	HANDLER_TIMEOUT               how long your function may take (45s)
+//	STORE_URL                     where handled messages are remembered: memory:, a file
+//	                              path (SQLite), redis://... or rediss://... (memory:)
+//	STORE_TTL                     for how long (72h)
+//	FORWARD_URL                   an HTTP service that messages are posted on to, path
+//	                              and query added; unset: they go to handler.go
+//	METRICS_PORT                  port of Prometheus metrics; 0: none (on Fly 9091, else 0)
 //	LOG_LEVEL                     debug, info, warn or error (info)
 package main
 
@@ -33,13 +39,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 )
 
 //go:embed main.go
@@ -87,65 +90,4 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 func help() string {
 	comment, _, _ := strings.Cut(source, "package main")
 	return strings.ReplaceAll(strings.TrimPrefix(strings.ReplaceAll("\n"+comment, "\n//", "\n"), "\n "), "\n ", "\n")
-}
-
-// serve takes messages until ctx ends, then finishes those that it began.
-func serve(ctx context.Context, c config, log *slog.Logger) error {
-	listener, err := net.Listen("tcp", fmt.Sprintf(":%d", c.port))
-	if err != nil {
-		return fmt.Errorf("serve on port %d: %w; stop what uses the port, or set PORT to another", c.port, err)
-	}
-	inFlight := newInFlight()
-	s := &server{
-		verifier: &verifier{
-			keys: c.keys, origins: c.origins, tolerance: c.tolerance, bearer: c.bearer, now: time.Now,
-			bodies: &bodyReader{limit: c.maxBody, draining: inFlight.draining},
-		},
-		deliverer: &deliverer{run: runHandlers(handle, handleFailure), timeout: c.handlerTimeout, grace: 5 * time.Second, log: log, inFlight: inFlight},
-		inFlight:  inFlight,
-		log:       log,
-		refusals: &lineLimit{rest: func(leftOut int) {
-			log.Warn("refused deliveries left out of the log", "left_out", leftOut)
-		}},
-	}
-	web := newHTTPServer(s, log)
-	failed := make(chan error, 1)
-	go func() { failed <- web.Serve(listener) }()
-	c.announce(log, listener.Addr())
-
-	select {
-	case err := <-failed:
-		return fmt.Errorf("serve on port %d: %w", c.port, err)
-	case <-ctx.Done():
-	}
-	limit := c.handlerTimeout + 15*time.Second
-	log.Info("stopping: no new messages, finishing what runs", "at_most", limit.String())
-	stopped := make(chan error, 1)
-	go func() { stopped <- web.Shutdown(context.Background()) }()
-	select {
-	case <-inFlight.drain():
-	case <-time.After(limit):
-		return fmt.Errorf("stop: still running after %s: %s", limit, strings.Join(inFlight.left(), ", "))
-	}
-	select { // the last answers leave; a stranger that keeps a connection open is not waited for
-	case err = <-stopped:
-	case <-time.After(5 * time.Second):
-		err = web.Close()
-	}
-	if err != nil && !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("stop: %w", err)
-	}
-	log.Info("stopped")
-	return nil
-}
-
-// announce logs what the program runs with, and what its owner should know of that.
-func (c config) announce(log *slog.Logger, addr net.Addr) {
-	if c.dev {
-		log.Warn("QSTASH_DEV IS ON: ANYONE CAN SIGN MESSAGES, because the keys of QStash's local server are published")
-	}
-	log.Info("receiving", "address", addr.String(), "urls", c.origins, "keys", len(c.keys))
-	if len(c.origins) == 0 {
-		log.Info("RECEIVER_URL is not set: messages signed for any URL are taken")
-	}
 }

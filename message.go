@@ -24,7 +24,8 @@ type Message struct {
 	Unverified Unverified
 
 	claims  claims
-	release func()
+	target  string // path and query as they were sent, to the byte
+	release func() // says that Body is no longer needed
 }
 
 // Unverified holds a delivery's headers. Whoever can resend a captured delivery can change them.
@@ -40,6 +41,10 @@ type Unverified struct {
 
 // newMessage is for verifier.verify alone.
 func newMessage(r *http.Request, u *url.URL, body []byte, c claims, release func()) *Message {
+	target := r.RequestURI
+	if !strings.HasPrefix(target, "/") { // an absolute one
+		target = u.RequestURI()
+	}
 	return &Message{
 		URL:  u,
 		Body: body,
@@ -53,6 +58,7 @@ func newMessage(r *http.Request, u *url.URL, body []byte, c claims, release func
 			Header:     r.Header,
 		},
 		claims:  c,
+		target:  target,
 		release: release,
 	}
 }

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// forwarder is business logic that lives elsewhere: it posts each message on to an HTTP service.
+type forwarder struct {
+	to        *url.URL
+	transport *http.Transport
+	maxReply  int64 // bytes; a longer reply's body is dropped
+	bearer    bool  // BEARER_TOKEN is set: Authorization is for this program, not for the service
+}
+
+// upstreamError is an answer of the service, or the lack of one, that is no success.
+type upstreamError struct{ answer answer }
+
+func (e *upstreamError) Error() string {
+	return fmt.Sprintf("FORWARD_URL answered %d", e.answer.status)
+}
+
+func newForwarder(to *url.URL, maxReply int64, bearer bool) *forwarder {
+	return &forwarder{to: to, maxReply: maxReply, bearer: bearer, transport: &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		MaxIdleConnsPerHost: 256,
+		IdleConnTimeout:     90 * time.Second,
+		DisableCompression:  true, // the reply goes back as it comes
+	}}
+}
+
+// run is a runner.
+func (f *forwarder) run(ctx context.Context, m *Message) (answer, error) {
+	request := (&http.Request{
+		Method:        http.MethodPost,
+		URL:           f.url(m.target),
+		Header:        f.header(m.Unverified.Header),
+		ContentLength: int64(len(m.Body)),
+		Body:          io.NopCloser(bytes.NewReader(m.Body)),
+		GetBody:       func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(m.Body)), nil },
+	}).WithContext(ctx)
+	if len(m.Body) == 0 {
+		request.Body = http.NoBody
+	}
+	reply, err := f.transport.RoundTrip(request) // not a Client, which follows redirects
+	if err != nil {
+		if ctx.Err() != nil {
+			return answer{}, fmt.Errorf("no answer from FORWARD_URL by HANDLER_TIMEOUT: %w", err)
+		}
+		text := fmt.Sprintf("no answer from FORWARD_URL: %v", err)
+		return answer{}, &upstreamError{errorAnswer(http.StatusBadGateway, text)}
+	}
+	defer reply.Body.Close()
+	return f.answer(reply)
+}
+
+// url is target, a path and query as they were sent, under f.to.
+func (f *forwarder) url(target string) *url.URL {
+	base := strings.TrimSuffix(f.to.EscapedPath(), "/")
+	u := &url.URL{Scheme: f.to.Scheme, Host: f.to.Host}
+	if base == "" && strings.HasPrefix(target, "//") { // an opaque part must not look like a host
+		path, query, _ := strings.Cut(target, "?")
+		u.Path, u.RawPath, u.RawQuery = path, path, query
+		return u
+	}
+	u.Opaque = base + target
+	return u
+}
+
+// header is h without what belongs to one connection (RFC 9110, section 7.6.1) and what is for this program alone.
+func (f *forwarder) header(h http.Header) http.Header {
+	h = h.Clone()
+	for _, list := range h["Connection"] {
+		for name := range strings.SplitSeq(list, ",") {
+			h.Del(strings.TrimSpace(name))
+		}
+	}
+	for _, name := range []string{"Connection", "Proxy-Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+		"Proxy-Authenticate", "Proxy-Authorization", "Expect", "Accept-Encoding"} {
+		h.Del(name)
+	}
+	if f.bearer {
+		h.Del("Authorization")
+	}
+	if h.Get("User-Agent") == "" {
+		h["User-Agent"] = []string{""} // or Go would put in its own
+	}
+	return h
+}
+
+// answer is reply as it goes back to QStash. A 2xx is a success even if its body is lost: the work is done.
+func (f *forwarder) answer(reply *http.Response) (answer, error) {
+	a := answer{
+		status:      reply.StatusCode,
+		contentType: reply.Header.Get("Content-Type"),
+		retryAfter:  reply.Header.Get("Retry-After"),
+		permanent:   reply.StatusCode == 489 && strings.EqualFold(reply.Header.Get("Upstash-NonRetryable-Error"), "true"),
+	}
+	success := a.status >= 200 && a.status <= 299
+	body, err := io.ReadAll(io.LimitReader(reply.Body, f.maxReply+1))
+	switch {
+	case err == nil && int64(len(body)) <= f.maxReply:
+		a.body = body
+	case success:
+		a.contentType, a.body = "application/json", okBody
+	default:
+		lost := errorAnswer(a.status, "the body of FORWARD_URL's answer was cut short or over MAX_BODY_BYTES")
+		a.contentType, a.body = lost.contentType, lost.body
+	}
+	switch {
+	case a.status < 200:
+		return answer{}, &upstreamError{errorAnswer(http.StatusBadGateway, fmt.Sprintf("FORWARD_URL answered %d", a.status))}
+	case !success:
+		return answer{}, &upstreamError{a}
+	}
+	a.retryAfter = ""
+	return a, nil
+}

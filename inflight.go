@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+)
+
+// inFlight knows the messages between verifying and the end of their business logic.
+type inFlight struct {
+	draining context.Context // done once drain was called
+	stop     context.CancelFunc
+	mu       sync.Mutex
+	holds    map[*Message]int
+	idle     chan struct{} // closed when draining and empty
+}
+
+func newInFlight() *inFlight {
+	f := &inFlight{holds: map[*Message]int{}, idle: make(chan struct{})}
+	f.draining, f.stop = context.WithCancel(context.Background())
+	return f
+}
+
+// begin adds m, which its caller must end. It returns false, and adds nothing, when the program is stopping.
+func (f *inFlight) begin(m *Message) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.draining.Err() != nil {
+		return false
+	}
+	f.holds[m] = 1
+	return true
+}
+
+// hold keeps m, which has not ended, for one more end.
+func (f *inFlight) hold(m *Message) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.holds[m]++
+}
+
+// end takes one hold off m, and releases m with the last.
+func (f *inFlight) end(m *Message) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.holds[m]--; f.holds[m] > 0 {
+		return
+	}
+	delete(f.holds, m)
+	m.release()
+	if len(f.holds) == 0 && f.draining.Err() != nil {
+		close(f.idle)
+	}
+}
+
+// drain lets no further message begin. The channel is closed when none is left.
+func (f *inFlight) drain() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stop()
+	if len(f.holds) == 0 {
+		close(f.idle)
+	}
+	return f.idle
+}
+
+// count is how many have not ended.
+func (f *inFlight) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.holds)
+}
+
+// left names what has not ended.
+func (f *inFlight) left() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var names []string
+	for m := range f.holds {
+		names = append(names, fmt.Sprintf("message %q to %s", m.Unverified.ID, m.URL.Path))
+	}
+	return names
+}

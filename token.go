@@ -1,0 +1,159 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v4"
+)
+
+// maxTokenBytes is the longest Upstash-Signature looked at; production's are under 700 bytes.
+const maxTokenBytes = 8 << 10
+
+// signingKey is one key of a pair. QStash signs with the UTF-8 bytes of the whole "sig_..." text.
+type signingKey struct {
+	name   string // "current" or "next": its place in its pair
+	secret []byte
+}
+
+// claims are what a proven token says, as far as it matters here.
+type claims struct {
+	subject  string // the destination URL as published; "" if absent
+	bodyHash string // base64url of the body's SHA-256, unpadded
+	id       string // jti: of one attempt, not of the message; "" if absent
+	expires  time.Time
+	key      string // the name of the key that signed it
+}
+
+// checkToken is the first half of verifying: all that can be said without the body.
+func checkToken(token string, keys []signingKey, now time.Time, tolerance time.Duration) (claims, error) {
+	payload, key, err := checkSignature(token, keys)
+	if err != nil {
+		return claims{}, err
+	}
+	c, err := checkClaims(payload, now, tolerance)
+	c.key = key
+	return c, err
+}
+
+// productionHeader is the JOSE header of every token that QStash sends, {"alg":"HS256","typ":"JWT"}, encoded.
+const productionHeader = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
+
+// strict refuses the spellings of one signature that differ in bits base64 does not use.
+var strict = base64.RawURLEncoding.Strict()
+
+// checkSignature returns the payload of a compact JWS that one of keys signed with HS256, and that key's name.
+// The keys are tried on the HMAC alone, so that a message of the next key costs what one of the current key does.
+func checkSignature(token string, keys []signingKey) ([]byte, string, error) {
+	if len(token) > maxTokenBytes {
+		return nil, "", unauthorized("malformed", "the token has %d bytes, at most %d are looked at", len(token), maxTokenBytes)
+	}
+	header, rest, _ := strings.Cut(token, ".")
+	payload, signature, ok := strings.Cut(rest, ".")
+	if !ok || strings.Contains(signature, ".") {
+		return nil, "", unauthorized("malformed", "the token is not three parts joined by dots")
+	}
+	if header != productionHeader {
+		if err := checkHeader(header); err != nil {
+			return nil, "", err
+		}
+	}
+	if _, err := strict.DecodeString(signature); err != nil {
+		return nil, "", unauthorized("malformed", "the token's signature is not base64url: %v", err)
+	}
+	for _, key := range keys {
+		if len(key.secret) == 0 { // would verify what anyone can sign
+			return nil, "", errors.New("verify a token: the signing key is empty; set it")
+		}
+		if jwt.SigningMethodHS256.Verify(token[:len(header)+1+len(payload)], signature, key.secret) != nil {
+			continue
+		}
+		decoded, err := strict.DecodeString(payload)
+		if err != nil {
+			return nil, "", unauthorized("malformed", "the token's claims are not base64url: %v", err)
+		}
+		return decoded, key.name, nil
+	}
+	return nil, "", unauthorized("signature", "none of the %d signing keys made it: is it from QStash, and are these the keys that the Upstash console shows? %s", len(keys), setKeys)
+}
+
+func checkHeader(encoded string) error {
+	raw, err := strict.DecodeString(encoded)
+	if err != nil {
+		return unauthorized("malformed", "the token's header is not base64url: %v", err)
+	}
+	// A map, because encoding/json would fill a struct's field from "ALG" too.
+	var header map[string]any
+	if err := json.Unmarshal(raw, &header); err != nil {
+		return unauthorized("malformed", "the token's header is not a JSON object: %v", err)
+	}
+	if header["alg"] != jwt.SigningMethodHS256.Alg() {
+		return unauthorized("malformed", "the token's alg is %q, QStash signs with HS256", clip(fmt.Sprint(header["alg"])))
+	}
+	if _, ok := header["crit"]; ok {
+		return unauthorized("malformed", "the token's header has crit, whose extensions are not known here")
+	}
+	return nil
+}
+
+// checkClaims reads the claims in payload and checks those that need nothing else. exp and nbf are in seconds
+// since 1970, whole or not; production sends an nbf of -62135596800, the documentation shows 0.
+func checkClaims(payload []byte, now time.Time, tolerance time.Duration) (claims, error) {
+	var raw map[string]json.RawMessage // a map for the reason in checkHeader
+	if err := json.Unmarshal(payload, &raw); err != nil || raw == nil {
+		return claims{}, unauthorized("malformed", "the token's claims are not a JSON object")
+	}
+	if issuer, ok := text(raw["iss"]); !ok || issuer != "Upstash" {
+		return claims{}, unauthorized("issuer", "the token's iss is %s, QStash's is \"Upstash\"", clip(string(raw["iss"])))
+	}
+	expires, ok := seconds(raw["exp"])
+	if !ok {
+		return claims{}, unauthorized("malformed", "the token has no exp, or one that is not a number")
+	}
+	notBefore, ok := seconds(raw["nbf"])
+	if !ok {
+		return claims{}, unauthorized("malformed", "the token has no nbf, or one that is not a number")
+	}
+	at := float64(now.UnixNano()) / 1e9
+	if late := at - expires - tolerance.Seconds(); late >= 0 {
+		return claims{}, unauthorized("expired", "the token expired %.0f s ago: it is an old one, or this machine's clock is ahead (CLOCK_TOLERANCE allows for that)", late)
+	}
+	if early := notBefore - tolerance.Seconds() - at; early > 0 {
+		return claims{}, unauthorized("not yet valid", "the token is valid in %.0f s: this machine's clock is behind (CLOCK_TOLERANCE allows for that)", early)
+	}
+	hash, ok := text(raw["body"])
+	if !ok {
+		return claims{}, unauthorized("malformed", "the token has no body hash")
+	}
+	subject, _ := text(raw["sub"])
+	id, ok := text(raw["jti"])
+	if !ok && string(raw["jti"]) != "null" {
+		id = string(raw["jti"])
+	}
+	// A token may say it lasts for ever; a year is more than anyone remembers it for.
+	left := min(expires+tolerance.Seconds()-at, 365*24*3600)
+	return claims{
+		subject:  subject,
+		bodyHash: strings.TrimSuffix(hash, "="),
+		id:       id,
+		expires:  now.Add(time.Duration(left * float64(time.Second))),
+	}, nil
+}
+
+func text(raw json.RawMessage) (s string, ok bool) {
+	if len(raw) == 0 || raw[0] != '"' {
+		return "", false
+	}
+	return s, json.Unmarshal(raw, &s) == nil
+}
+
+func seconds(raw json.RawMessage) (s float64, ok bool) {
+	if len(raw) == 0 || raw[0] == 'n' { // null would leave s as it is
+		return 0, false
+	}
+	return s, json.Unmarshal(raw, &s) == nil
+}
