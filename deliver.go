@@ -62,16 +62,18 @@ func (d *deliverer) deliver(m *Message) (outcome, error) {
 	}
 	ctx, cancel := context.WithTimeout(withLog(context.Background(), d.log, m), d.timeout)
 	done := make(chan result, 1)
-	go func() {
-		defer cancel()
-		done <- d.call(ctx, m)
-	}()
-	overdue := time.NewTimer(d.timeout + d.grace)
-	defer overdue.Stop()
+	go func() { done <- d.call(ctx, m) }()
+	select {
+	case res := <-done:
+		cancel()
+		return settle(res), nil
+	case <-ctx.Done():
+		cancel()
+	}
 	select {
 	case res := <-done:
 		return settle(res), nil
-	case <-overdue.C:
+	case <-time.After(d.grace):
 	}
 	// Only its return ends a run: until then the message stays claimed, and in flight.
 	d.inFlight.hold(m)

@@ -12,22 +12,39 @@ import (
 
 // Log returns the log for the business logic that ctx was handed to: its lines carry the message's id.
 func Log(ctx context.Context) *slog.Logger {
-	l, ok := ctx.Value(logKey{}).(logOf)
+	h, ok := ctx.Value(logKey{}).(messageHandler)
 	if !ok { // a test of the business logic alone
 		return slog.Default()
 	}
-	return l.log.With("message", l.id)
+	return slog.New(h)
 }
 
 type logKey struct{}
 
-type logOf struct {
-	log *slog.Logger
-	id  string
+func withLog(ctx context.Context, log *slog.Logger, m *Message) context.Context {
+	return context.WithValue(ctx, logKey{}, messageHandler{log.Handler(), m.Unverified.ID})
 }
 
-func withLog(ctx context.Context, log *slog.Logger, m *Message) context.Context {
-	return context.WithValue(ctx, logKey{}, logOf{log, m.Unverified.ID})
+// messageHandler adds the message's id when a line is written: Logger.With would format it for every message.
+type messageHandler struct {
+	slog.Handler
+	id string
+}
+
+// Handle implements slog.Handler.
+func (h messageHandler) Handle(ctx context.Context, r slog.Record) error {
+	r.AddAttrs(slog.String("message", h.id))
+	return h.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (h messageHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return messageHandler{h.Handler.WithAttrs(attrs), h.id}
+}
+
+// WithGroup implements slog.Handler.
+func (h messageHandler) WithGroup(name string) slog.Handler {
+	return messageHandler{h.Handler.WithGroup(name), h.id}
 }
 
 // Excerpt is a body for the log: text, at most 1 KiB of it, made only if the line is written.

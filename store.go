@@ -88,7 +88,7 @@ func newClaim(m *Message, lease, ttl time.Duration) (c claim, ok bool) {
 
 // keyOf hashes parts so that no two lists of parts run into each other.
 func keyOf(parts ...string) messageKey {
-	var b []byte
+	b := make([]byte, 0, 256)
 	for _, p := range parts {
 		b = binary.AppendUvarint(b, uint64(len(p)))
 		b = append(b, p...)

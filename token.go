@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v4"
+	"github.com/tidwall/gjson"
 )
 
 // maxTokenBytes is the longest Upstash-Signature looked at; production's are under 700 bytes.
@@ -103,57 +104,53 @@ func checkHeader(encoded string) error {
 // checkClaims reads the claims in payload and checks those that need nothing else. exp and nbf are in seconds
 // since 1970, whole or not; production sends an nbf of -62135596800, the documentation shows 0.
 func checkClaims(payload []byte, now time.Time, tolerance time.Duration) (claims, error) {
-	var raw map[string]json.RawMessage // a map for the reason in checkHeader
-	if err := json.Unmarshal(payload, &raw); err != nil || raw == nil {
+	// gjson, because it knows names by their case and takes a tenth of the time of encoding/json with a map.
+	all := gjson.ParseBytes(payload)
+	if !gjson.ValidBytes(payload) || !all.IsObject() {
 		return claims{}, unauthorized("malformed", "the token's claims are not a JSON object")
 	}
-	if issuer, ok := text(raw["iss"]); !ok || issuer != "Upstash" {
-		return claims{}, unauthorized("issuer", "the token's iss is %s, QStash's is \"Upstash\"", clip(string(raw["iss"])))
-	}
-	expires, ok := seconds(raw["exp"])
-	if !ok {
+	var issuer, expires, notBefore, subject, hash, id gjson.Result
+	all.ForEach(func(name, value gjson.Result) bool {
+		switch name.Str {
+		case "iss":
+			issuer = value
+		case "exp":
+			expires = value
+		case "nbf":
+			notBefore = value
+		case "sub":
+			subject = value
+		case "body":
+			hash = value
+		case "jti":
+			id = value
+		}
+		return true
+	})
+	at, tolerated := float64(now.UnixNano())/1e9, tolerance.Seconds()
+	late, early := at-expires.Num-tolerated, notBefore.Num-tolerated-at
+	switch {
+	case issuer.Type != gjson.String || issuer.Str != "Upstash":
+		return claims{}, unauthorized("issuer", "the token's iss is %q, QStash's is \"Upstash\"", clip(issuer.String()))
+	case expires.Type != gjson.Number:
 		return claims{}, unauthorized("malformed", "the token has no exp, or one that is not a number")
-	}
-	notBefore, ok := seconds(raw["nbf"])
-	if !ok {
+	case notBefore.Type != gjson.Number:
 		return claims{}, unauthorized("malformed", "the token has no nbf, or one that is not a number")
-	}
-	at := float64(now.UnixNano()) / 1e9
-	if late := at - expires - tolerance.Seconds(); late >= 0 {
+	case late >= 0:
 		return claims{}, unauthorized("expired", "the token expired %.0f s ago: it is an old one, or this machine's clock is ahead (CLOCK_TOLERANCE allows for that)", late)
-	}
-	if early := notBefore - tolerance.Seconds() - at; early > 0 {
+	case early > 0:
 		return claims{}, unauthorized("not yet valid", "the token is valid in %.0f s: this machine's clock is behind (CLOCK_TOLERANCE allows for that)", early)
-	}
-	hash, ok := text(raw["body"])
-	if !ok {
+	case hash.Type != gjson.String:
 		return claims{}, unauthorized("malformed", "the token has no body hash")
 	}
-	subject, _ := text(raw["sub"])
-	id, ok := text(raw["jti"])
-	if !ok && string(raw["jti"]) != "null" {
-		id = string(raw["jti"])
-	}
-	// A token may say it lasts for ever; a year is more than anyone remembers it for.
-	left := min(expires+tolerance.Seconds()-at, 365*24*3600)
-	return claims{
-		subject:  subject,
-		bodyHash: strings.TrimSuffix(hash, "="),
-		id:       id,
+	left := min(-late, 365*24*3600) // a token may say it lasts for ever
+	c := claims{
+		subject:  subject.Str,
+		bodyHash: strings.TrimSuffix(hash.Str, "="),
 		expires:  now.Add(time.Duration(left * float64(time.Second))),
-	}, nil
-}
-
-func text(raw json.RawMessage) (s string, ok bool) {
-	if len(raw) == 0 || raw[0] != '"' {
-		return "", false
 	}
-	return s, json.Unmarshal(raw, &s) == nil
-}
-
-func seconds(raw json.RawMessage) (s float64, ok bool) {
-	if len(raw) == 0 || raw[0] == 'n' { // null would leave s as it is
-		return 0, false
+	if id.Type != gjson.Null {
+		c.id = id.String()
 	}
-	return s, json.Unmarshal(raw, &s) == nil
+	return c, nil
 }
