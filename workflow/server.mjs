@@ -6,13 +6,15 @@
 import { once } from "node:events";
 import { createServer } from "node:http";
 import { text } from "node:stream/consumers";
+import { setTimeout } from "node:timers/promises";
 import { Client, serve, WorkflowNonRetryableError, WorkflowRetryAfterError } from "@upstash/workflow";
 
 const seen = { calls: [], steps: [], failures: [] };
 
 // Says that a step's function ran, then does what the order asks for.
-function step(context, name, fails) {
+async function step(context, name, { fails, milliseconds } = {}) {
   seen.steps.push({ run: context.workflowRunId, step: name });
+  if (milliseconds) await setTimeout(milliseconds);
   switch (fails) {
     case "once":
       if (context.retried > 0) break;
@@ -28,9 +30,9 @@ function step(context, name, fails) {
 
 const order = serve(
   async (context) => {
-    const { stranger, fails } = context.requestPayload;
-    if (stranger) return; // before the first step: the SDK takes it for a failed authorization
-    const charged = await context.run("charge", () => step(context, "charge", fails));
+    const asked = context.requestPayload;
+    if (asked.stranger) return; // before the first step: the SDK takes it for a failed authorization
+    const charged = await context.run("charge", () => step(context, "charge", asked));
     await context.sleep("cool down", 1);
     const [packed, mailed] = await Promise.all([
       context.run("pack", () => step(context, "pack")),
@@ -71,6 +73,7 @@ const control = createServer(async (req, res) => {
   res.end(JSON.stringify(seen));
 });
 
+app.keepAliveTimeout = control.keepAliveTimeout = 0; // or a slow machine could meet a connection as it is closed
 app.listen(0, "127.0.0.1");
 control.listen(0, "127.0.0.1");
 await Promise.all([once(app, "listening"), once(control, "listening")]);
