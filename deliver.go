@@ -62,7 +62,7 @@ func (d *deliverer) deliver(m *Message) (outcome, error) {
 	}
 	ctx, cancel := context.WithTimeout(withLog(context.Background(), d.log, m), d.timeout)
 	done := make(chan result, 1)
-	go func() { done <- d.call(ctx, m) }()
+	go d.call(ctx, m, done)
 	select {
 	case res := <-done:
 		cancel()
@@ -149,17 +149,17 @@ type result struct {
 // errPanic is all that QStash learns of a panic; the log has the rest.
 var errPanic = errors.New("panic")
 
-// call runs the business logic to its end, whatever that is.
-func (d *deliverer) call(ctx context.Context, m *Message) (res result) {
+// call runs the business logic and sends how it ended: it returned, panicked or called runtime.Goexit.
+func (d *deliverer) call(ctx context.Context, m *Message, done chan<- result) {
 	began := time.Now()
-	res.err = errPanic // stays if it panics or calls runtime.Goexit
+	res := result{err: errPanic}
 	defer func() {
 		if p := recover(); p != nil {
 			Log(ctx).Error("panic in the business logic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
 		res.late = ctx.Err() != nil
 		d.metrics.handling.Observe(time.Since(began).Seconds())
+		done <- res
 	}()
 	res.answer, res.err = d.run(ctx, m)
-	return res
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -103,6 +104,7 @@ func (f *forwarder) answer(reply *http.Response) (answer, error) {
 		retryAfter:  reply.Header.Get("Retry-After"),
 		permanent:   reply.StatusCode == 489 && strings.EqualFold(reply.Header.Get("Upstash-NonRetryable-Error"), "true"),
 	}
+	a.upstash = upstashHeaders(reply.Header)
 	success := a.status >= 200 && a.status <= 299
 	body, err := io.ReadAll(io.LimitReader(reply.Body, f.maxReply+1))
 	switch {
@@ -122,4 +124,19 @@ func (f *forwarder) answer(reply *http.Response) (answer, error) {
 	}
 	a.retryAfter = ""
 	return a, nil
+}
+
+// upstashHeaders is what of h QStash may read, as lines. Without the Upstash-Workflow-Sdk-Version of a workflow
+// endpoint QStash fails the run.
+func upstashHeaders(h http.Header) string {
+	const most = 4 << 10
+	h = maps.Clone(h)
+	maps.DeleteFunc(h, func(name string, _ []string) bool {
+		return !strings.HasPrefix(name, "Upstash-") || name == "Upstash-Nonretryable-Error"
+	})
+	var b strings.Builder
+	if _ = h.Write(&b); b.Len() > most {
+		return ""
+	}
+	return b.String()
 }

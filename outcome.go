@@ -43,6 +43,7 @@ type answer struct {
 	body        []byte
 	permanent   bool   // with Upstash-NonRetryable-Error: true
 	retryAfter  string // the header; "": none
+	upstash     string // further Upstash-* headers of the service behind FORWARD_URL, as lines; "": none
 }
 
 // outcome is an answer and what the log and the metrics say of it.

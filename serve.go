@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"time"
 )
 
@@ -45,19 +44,8 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	}
-	limit := c.handlerTimeout + 15*time.Second
-	log.Info("stopping: no new messages, finishing what runs", "at_most", limit.String())
-	stopped := make(chan error, 1)
-	go func() { stopped <- web.Shutdown(context.Background()) }()
-	select {
-	case <-s.inFlight.drain():
-	case <-time.After(limit):
-		return fmt.Errorf("stop: still running after %s: %s", limit, strings.Join(s.inFlight.left(), ", "))
-	}
-	select { // the last answers leave; a stranger that keeps a connection open is not waited for
-	case <-stopped:
-	case <-time.After(5 * time.Second):
-		_ = web.Close()
+	if err := stop(web, s.inFlight, c.handlerTimeout+15*time.Second, log); err != nil {
+		return err
 	}
 	if err := remembered.close(); err != nil {
 		return fmt.Errorf("stop: close the store: %w", err)

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -34,6 +37,25 @@ func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
+}
+
+// stop lets no new message begin and returns when those in flight have ended and are answered; if that takes
+// longer than limit, an error names them.
+func stop(web *http.Server, inFlight *inFlight, limit time.Duration, log *slog.Logger) error {
+	log.Info("stopping: no new messages, finishing what runs", "at_most", limit.String())
+	idle, closed := inFlight.drain(), make(chan error, 1)
+	go func() { closed <- web.Shutdown(context.Background()) }()
+	select {
+	case <-idle:
+	case <-time.After(limit):
+		return fmt.Errorf("stop: still running after %s: %s", limit, strings.Join(inFlight.left(), ", "))
+	}
+	select { // the last answers leave; a stranger that keeps a connection open is not waited for
+	case <-closed:
+	case <-time.After(5 * time.Second):
+		_ = web.Close()
+	}
+	return nil
 }
 
 // ServeHTTP takes every path as it was sent: a http.ServeMux would redirect some.
@@ -111,6 +133,10 @@ func respond(w http.ResponseWriter, a answer) {
 	}
 	if a.retryAfter != "" {
 		h.Set("Retry-After", a.retryAfter)
+	}
+	for line := range strings.Lines(a.upstash) {
+		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\r\n"), ": ")
+		h.Add(name, value)
 	}
 	if a.permanent {
 		h.Set("Upstash-NonRetryable-Error", "true")

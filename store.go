@@ -104,9 +104,9 @@ func kept(a answer) answer {
 	switch {
 	case len(a.body) <= maxKeptBody:
 	case a.permanent:
-		return answer{status: a.status, permanent: true, contentType: "application/json", body: []byte(`{"error":"the first answer was too long to keep"}`)}
+		return answer{status: a.status, permanent: true, contentType: "application/json", upstash: a.upstash, body: []byte(`{"error":"the first answer was too long to keep"}`)}
 	default:
-		return answer{status: a.status, contentType: "application/json", body: okBody}
+		return answer{status: a.status, contentType: "application/json", upstash: a.upstash, body: okBody}
 	}
 	return a
 }
@@ -134,7 +134,7 @@ func parseStoreURL(v string) (storeURL, error) {
 		}
 		return storeURL{kind: "redis", redis: options}, nil
 	case v == "memory" || strings.Contains(v, "://") || scheme == "file" || scheme == "":
-		return storeURL{}, fmt.Errorf("it starts with %q; give memory:, a file path like /data/receiver.db, redis://... or rediss://...", scheme)
+		return storeURL{}, fmt.Errorf("it starts with %q; give memory:, a file path like /data/receiver.db, or a URL like rediss://default:password@host:6379", scheme)
 	}
 	switch info, err := os.Stat(v); {
 	case err == nil && info.IsDir():

@@ -16,8 +16,7 @@ type memoryStore struct {
 	size     int // bytes, about
 	messages map[messageKey]*memoryMessage
 	tokens   map[messageKey]memoryToken
-	// What may be forgotten, oldest first.
-	oldMessages, oldTokens []memoryItem
+	old      []memoryItem // what may be forgotten, oldest first: finished messages and tokens
 }
 
 type memoryMessage struct {
@@ -33,9 +32,10 @@ type memoryToken struct {
 	expires time.Time
 }
 
+// memoryItem names a message or, without a holder, a token as it was then: since, it may have been claimed anew.
 type memoryItem struct {
 	key     messageKey
-	holder  string // of a message, to know it by if it was claimed anew since
+	holder  string
 	expires time.Time
 }
 
@@ -62,7 +62,7 @@ func (s *memoryStore) claim(_ context.Context, c claim) (decision, error) {
 			}
 			expires := now.Add(c.tokenTTL)
 			s.tokens[*c.token] = memoryToken{c.key, expires}
-			s.oldTokens = append(s.oldTokens, memoryItem{key: *c.token, expires: expires})
+			s.old = append(s.old, memoryItem{key: *c.token, expires: expires})
 		case t.key != c.key:
 			return decision{state: replayed}, nil
 		}
@@ -102,37 +102,33 @@ func (s *memoryStore) end(key messageKey, holder string, to state, a answer) err
 	}
 	m.state, m.answer, m.expires = to, a, time.Now().Add(s.ttl)
 	s.size += m.answerBytes()
-	s.oldMessages = append(s.oldMessages, memoryItem{key, holder, m.expires})
+	s.old = append(s.old, memoryItem{key, holder, m.expires})
 	s.forget(time.Now())
 	return nil
 }
 
 func (s *memoryStore) close() error { return nil }
 
-func (m *memoryMessage) answerBytes() int { return len(m.answer.body) + len(m.answer.contentType) }
+func (m *memoryMessage) answerBytes() int {
+	return len(m.answer.body) + len(m.answer.contentType) + len(m.answer.upstash)
+}
 
 // forget drops the oldest until the size is right, and then a few that have expired: few, so that nobody waits.
 func (s *memoryStore) forget(now time.Time) {
-	for few := 4; len(s.oldMessages) > 0; few-- {
-		old := s.oldMessages[0]
+	for few := 4; len(s.old) > 0; few-- {
+		old := s.old[0]
 		if s.size <= s.limit && (few <= 0 || now.Before(old.expires)) {
-			break
+			return
 		}
-		s.oldMessages = s.oldMessages[1:]
-		if m := s.messages[old.key]; m != nil && m.state != running && m.holder == old.holder {
+		s.old = s.old[1:]
+		if old.holder == "" {
+			if t := s.tokens[old.key]; t.expires.Equal(old.expires) {
+				s.size -= memoryTokenBytes
+				delete(s.tokens, old.key)
+			}
+		} else if m := s.messages[old.key]; m != nil && m.state != running && m.holder == old.holder {
 			s.size -= memoryMessageBytes + m.answerBytes()
 			delete(s.messages, old.key)
-		}
-	}
-	for few := 4; len(s.oldTokens) > 0; few-- {
-		old := s.oldTokens[0]
-		if s.size <= s.limit && (few <= 0 || now.Before(old.expires)) {
-			break
-		}
-		s.oldTokens = s.oldTokens[1:]
-		if t, ok := s.tokens[old.key]; ok && t.expires.Equal(old.expires) {
-			s.size -= memoryTokenBytes
-			delete(s.tokens, old.key)
 		}
 	}
 }

@@ -30,9 +30,9 @@ if KEYS[2] and not redis.call('SET', KEYS[2], KEYS[1], 'NX', 'PX', ARGV[4]) and 
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local m = redis.call('HMGET', KEYS[1], 'holder', 'until', 'status', 'type', 'permanent', 'body')
+local m = redis.call('HMGET', KEYS[1], 'holder', 'until', 'status', 'type', 'permanent', 'body', 'upstash')
 if m[3] then
-  return {'finished', m[3], m[4], m[5], m[6]}
+  return {'finished', m[3], m[4], m[5], m[6], m[7] or ''}
 end
 if m[1] and m[1] ~= ARGV[1] and tonumber(m[2]) > now then
   return {'running', tostring(m[2] - now)}
@@ -105,7 +105,7 @@ func (s *redisStore) claim(ctx context.Context, c claim) (decision, error) {
 		}
 		d.left = time.Duration(left) * time.Millisecond
 	case finished:
-		d.answer = answer{contentType: reply[2], permanent: reply[3] == "1", body: []byte(reply[4])}
+		d.answer = answer{contentType: reply[2], permanent: reply[3] == "1", body: []byte(reply[4]), upstash: reply[5]}
 		if d.answer.status, err = strconv.Atoi(reply[1]); err != nil {
 			return decision{}, fmt.Errorf("read the answer of a message from Redis: %w", err)
 		}
@@ -114,7 +114,7 @@ func (s *redisStore) claim(ctx context.Context, c claim) (decision, error) {
 }
 
 func (s *redisStore) complete(ctx context.Context, key messageKey, holder string, a answer) error {
-	return s.end(ctx, key, holder, "status", a.status, "type", a.contentType, "permanent", a.permanent, "body", a.body)
+	return s.end(ctx, key, holder, "status", a.status, "type", a.contentType, "permanent", a.permanent, "body", a.body, "upstash", a.upstash)
 }
 
 func (s *redisStore) release(ctx context.Context, key messageKey, holder string) error {

@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS messages (
   until INTEGER NOT NULL,   -- the end of the lease, ms since 1970
   expires INTEGER NOT NULL, -- ms since 1970
   status INTEGER,           -- NULL: not finished
-  type TEXT, permanent INTEGER, body BLOB
+  type TEXT, permanent INTEGER, body BLOB, upstash TEXT
 ) STRICT;
 CREATE TABLE IF NOT EXISTS tokens (
   id INTEGER PRIMARY KEY,
@@ -92,12 +92,12 @@ func (s *sqliteStore) prepare(ctx context.Context) error {
 			key = iif(expires <= ?4, excluded.key, key), expires = iif(expires <= ?4, excluded.expires, expires) RETURNING key`,
 		// key, holder, until, expires, now
 		&s.take: `INSERT INTO messages (key, holder, until, expires) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (key) DO UPDATE SET
-			holder = excluded.holder, until = excluded.until, expires = excluded.expires, status = NULL, type = NULL, permanent = NULL, body = NULL
+			holder = excluded.holder, until = excluded.until, expires = excluded.expires, status = NULL, type = NULL, permanent = NULL, body = NULL, upstash = NULL
 			WHERE expires <= ?5 OR status IS NULL AND (until <= ?5 OR holder = excluded.holder)`,
-		&s.look: `SELECT until, status, type, permanent, body FROM messages WHERE key = ?1`,
-		// key, holder, expires, status, type, permanent, body
+		&s.look: `SELECT until, status, type, permanent, body, upstash FROM messages WHERE key = ?1`,
+		// key, holder, expires, status, type, permanent, body, upstash
 		&s.finish: `UPDATE messages SET expires = iif(status IS NULL, ?3, expires), status = ifnull(status, ?4), type = ifnull(type, ?5),
-			permanent = ifnull(permanent, ?6), body = ifnull(body, ?7) WHERE key = ?1 AND holder = ?2`,
+			permanent = ifnull(permanent, ?6), body = ifnull(body, ?7), upstash = ifnull(upstash, ?8) WHERE key = ?1 AND holder = ?2`,
 		// key, holder, expires
 		&s.free:          `UPDATE messages SET until = 0, expires = iif(status IS NULL, ?3, expires) WHERE key = ?1 AND holder = ?2`,
 		&s.sweepMessages: `DELETE FROM messages WHERE id IN (SELECT id FROM messages ORDER BY id LIMIT 4) AND expires <= ?1`,
@@ -200,22 +200,22 @@ func (s *sqliteStore) decide(tx *sql.Tx, c claim, now time.Time) (decision, erro
 	}
 	var until int64
 	var status sql.NullInt64
-	var contentType sql.NullString
+	var contentType, upstash sql.NullString
 	var permanent sql.NullBool
 	var body []byte
-	if err := tx.Stmt(s.look).QueryRow(c.key[:]).Scan(&until, &status, &contentType, &permanent, &body); err != nil {
+	if err := tx.Stmt(s.look).QueryRow(c.key[:]).Scan(&until, &status, &contentType, &permanent, &body, &upstash); err != nil {
 		return decision{}, err
 	}
 	if !status.Valid {
 		return decision{state: running, left: time.Duration(until-at) * time.Millisecond}, nil
 	}
 	return decision{state: finished, answer: answer{
-		status: int(status.Int64), contentType: contentType.String, permanent: permanent.Bool, body: body,
+		status: int(status.Int64), contentType: contentType.String, permanent: permanent.Bool, body: body, upstash: upstash.String,
 	}}, nil
 }
 
 func (s *sqliteStore) complete(ctx context.Context, key messageKey, holder string, a answer) error {
-	return s.end(ctx, s.finish, key[:], holder, time.Now().UnixMilli()+ms(s.ttl), a.status, a.contentType, a.permanent, append([]byte{}, a.body...))
+	return s.end(ctx, s.finish, key[:], holder, time.Now().UnixMilli()+ms(s.ttl), a.status, a.contentType, a.permanent, append([]byte{}, a.body...), a.upstash)
 }
 
 func (s *sqliteStore) release(ctx context.Context, key messageKey, holder string) error {
