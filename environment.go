@@ -127,7 +127,7 @@ func (e *environment) httpURL(name, v string) *url.URL {
 	case err != nil: // its text repeats v, which may hold a password
 		e.wrong(name, "not a URL; write it like https://host or http://host:port")
 	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
-		e.wrong(name, "%q is not an http or https URL; write it like https://host or http://host:port", u.Redacted())
+		e.wrong(name, "not an http or https URL; write it like https://host or http://host:port") // v may be a login
 	case u.User != nil:
 		e.wrong(name, "%q has a login; give it without one", u.Redacted())
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":

@@ -164,8 +164,10 @@ func (h *looseHeader) UnmarshalJSON(raw []byte) error {
 	for name, value := range values {
 		var one string
 		var many []string
-		if json.Unmarshal(value, &many) != nil && json.Unmarshal(value, &one) == nil {
+		if json.Unmarshal(value, &one) == nil {
 			many = []string{one}
+		} else if json.Unmarshal(value, &many) != nil {
+			continue
 		}
 		for _, v := range many {
 			header.Add(name, v)
