@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -54,8 +55,10 @@ func serve(ctx context.Context, c config, log *slog.Logger) error {
 func (s *server) invoke(ctx context.Context, e events.LambdaFunctionURLRequest) (events.LambdaFunctionURLResponse, error) {
 	w := &lambdaReply{header: http.Header{}, status: http.StatusOK}
 	if r, err := lambdaRequest(ctx, e); err != nil {
-		s.log.Warn("not a request to a function URL (payload format 2.0)", "status", http.StatusBadRequest, "error", clip(err.Error()))
-		respond(w, errorAnswer(http.StatusBadRequest, "bad request")) // as net/http would
+		respond(w, errorAnswer(http.StatusBadRequest, "bad request"))
+		s.refusals.line(func(leftOut int) {
+			s.log.Warn("refused an event", "error", clip(err.Error()), "status", http.StatusBadRequest, "left_out", leftOut)
+		})
 	} else {
 		s.within(ctx, e.RequestContext.DomainName).ServeHTTP(w, r)
 	}
@@ -79,18 +82,21 @@ func (s *server) within(ctx context.Context, domain string) *server {
 
 // lambdaRequest is the HTTP request in e, path and query to the byte as they were sent.
 func lambdaRequest(ctx context.Context, e events.LambdaFunctionURLRequest) (*http.Request, error) {
+	if e.RequestContext.DomainName == "" {
+		return nil, errors.New("read an event: it names no domain, so it is not from a function URL (payload format 2.0)")
+	}
 	target := e.RawPath
 	if e.RawQueryString != "" {
 		target += "?" + e.RawQueryString
 	}
 	u, err := url.ParseRequestURI(target)
 	if err != nil {
-		return nil, fmt.Errorf("read the event's path and query: %w", err)
+		return nil, fmt.Errorf("read an event's path and query: %w", err)
 	}
 	body := []byte(e.Body)
 	if e.IsBase64Encoded {
 		if body, err = base64.StdEncoding.DecodeString(e.Body); err != nil {
-			return nil, fmt.Errorf("read the event's body: %w", err)
+			return nil, fmt.Errorf("read an event's body: %w", err)
 		}
 	}
 	h := make(http.Header, len(e.Headers))

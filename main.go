@@ -17,7 +17,8 @@
 //	RECEIVER_URL                  public origins of this service, comma separated, like
 //	                              https://app.fly.dev: a message must be signed for one
 //	                              of them and its own path and query; unset: for any
-//	                              URL (on Fly https://$FLY_APP_NAME.fly.dev)
+//	                              URL (on Fly https://$FLY_APP_NAME.fly.dev, on Lambda
+//	                              the function URL)
 //	CLOCK_TOLERANCE               how far the clocks may be apart (0s)
 //	BEARER_TOKEN                  if set, a message must bear it too:
 //	                              Authorization: Bearer ...
