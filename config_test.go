@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/url"
 	"os"
 	"regexp"
 	"strings"
@@ -28,7 +29,7 @@ func TestRightSettings(t *testing.T) {
 		return func(c *config) {
 			c.keys = nil
 			for i := 0; i < len(namesAndSecrets); i += 2 {
-				c.keys = append(c.keys, signingKey{namesAndSecrets[i], []byte(namesAndSecrets[i+1])})
+				c.keys = append(c.keys, signingKey{name: namesAndSecrets[i], secret: []byte(namesAndSecrets[i+1])})
 			}
 		}
 	}
@@ -43,7 +44,8 @@ func TestRightSettings(t *testing.T) {
 		{"nothing but the keys", settings{}, func(*config) {}},
 		{"blank settings are unset", settings{
 			"PORT": " ", "QSTASH_DEV": "\t", "RECEIVER_URL": " ", "CLOCK_TOLERANCE": "\n", "BEARER_TOKEN": "  ", "MAX_BODY_BYTES": " ",
-			"HANDLER_TIMEOUT": " ", "LOG_LEVEL": " ", "FLY_APP_NAME": " ", "US_EAST_1_QSTASH_CURRENT_SIGNING_KEY": " ",
+			"STORE_URL": " ", "STORE_TTL": " ", "FORWARD_URL": "\n", "METRICS_PORT": " ",
+			"HANDLER_TIMEOUT": " ", "LOG_LEVEL": " ", "US_EAST_1_QSTASH_CURRENT_SIGNING_KEY": " ",
 		}, func(*config) {}},
 		{"white space around them", settings{
 			"QSTASH_CURRENT_SIGNING_KEY": " " + currentKey + "\r\n", "QSTASH_NEXT_SIGNING_KEY": "\t" + nextKey + "\n", "PORT": " 80 ",
@@ -57,6 +59,15 @@ func TestRightSettings(t *testing.T) {
 			c.port, c.tolerance, c.bearer, c.maxBody, c.handlerTimeout, c.logLevel = 3000, 90*time.Second, "s3cret", 1000, 10*time.Minute, slog.LevelWarn
 		}},
 		{"a level in upper case", settings{"LOG_LEVEL": "DEBUG"}, func(c *config) { c.logLevel = slog.LevelDebug }},
+		{"a store, a service and metrics", settings{
+			"STORE_URL": "receiver.db", "STORE_TTL": "1h", "FORWARD_URL": "http://app.internal:3000/base/", "METRICS_PORT": "9000",
+		}, func(c *config) {
+			c.store, c.storeTTL, c.metricsPort = storeURL{kind: "sqlite", path: "receiver.db"}, time.Hour, 9000
+			c.forward = &url.URL{Scheme: "http", Host: "app.internal:3000", Path: "/base/"}
+		}},
+		{"no metrics on Fly", settings{"FLY_APP_NAME": "app", "METRICS_PORT": "0"}, func(c *config) {
+			c.flyApp, c.origins, c.metricsPort = "app", []string{"https://app.fly.dev"}, 0
+		}},
 		{"any free port", settings{"PORT": "0"}, func(c *config) { c.port = 0 }},
 		{"the largest body", settings{"MAX_BODY_BYTES": "67108864"}, func(c *config) { c.maxBody = 64 << 20 }},
 
@@ -100,7 +111,10 @@ func TestRightSettings(t *testing.T) {
 	} {
 		t.Run(row.sentence, func(t *testing.T) {
 			t.Parallel()
-			want := config{port: 8080, maxBody: 10 << 20, handlerTimeout: 45 * time.Second}
+			want := config{port: 8080, maxBody: 10 << 20, handlerTimeout: 45 * time.Second, store: storeURL{kind: "memory"}, storeTTL: 72 * time.Hour}
+			if row.env["FLY_APP_NAME"] != "" {
+				want.metricsPort = 9091
+			}
 			keys("current", currentKey, "next", nextKey)(&want)
 			row.change(&want)
 			got, err := loadConfig(row.env.getenv)
@@ -114,10 +128,15 @@ func TestRightSettings(t *testing.T) {
 	}
 }
 
-// inWords is c without the settings that are not read in config.go.
+// inWords is all of c, but for the regions of its keys, which TestRolledKeysAreLoggedOnce is about.
 func inWords(c config) string {
-	return fmt.Sprintf("port %d keys %s dev %v origins %q tolerance %s bearer %q body %d timeout %s level %s fly %q",
-		c.port, c.keys, c.dev, c.origins, c.tolerance, c.bearer, c.maxBody, c.handlerTimeout, c.logLevel, c.flyApp)
+	var keys []string
+	for _, key := range c.keys {
+		keys = append(keys, key.name+" "+string(key.secret))
+	}
+	return fmt.Sprintf("port %d keys %q dev %v origins %q tolerance %s bearer %q body %d timeout %s store %s %q ttl %s forward %v metrics %d level %s fly %q",
+		c.port, keys, c.dev, c.origins, c.tolerance, c.bearer, c.maxBody, c.handlerTimeout, c.store.kind, c.store.path, c.storeTTL, c.forward,
+		c.metricsPort, c.logLevel, c.flyApp)
 }
 
 func TestWrongSettings(t *testing.T) {
@@ -183,6 +202,21 @@ func TestWrongSettings(t *testing.T) {
 		{"a timeout of nothing", settings{"HANDLER_TIMEOUT": "0s"}, []string{`HANDLER_TIMEOUT: "0s" is not a duration of at least 1ms; write it like 45s, 1m30s or 72h`}},
 		{"a tolerance below 0", settings{"CLOCK_TOLERANCE": "-1s"}, []string{`CLOCK_TOLERANCE: "-1s" is not a duration of at least 0s; write it like 45s, 1m30s or 72h`}},
 		{"a level of no name", settings{"LOG_LEVEL": "loud"}, []string{`LOG_LEVEL: "loud" is none of debug, info, warn, error`}},
+
+		{"a store of another kind", settings{"STORE_URL": "postgres://me:hunter2@h/db"}, []string{
+			`STORE_URL: it starts with "postgres"; give memory:, a file path like /data/receiver.db, or a URL like rediss://default:password@host:6379`,
+		}},
+		{"a store's directory that is not there", settings{"STORE_URL": "/none/receiver.db"}, []string{
+			`STORE_URL: the directory of "/none/receiver.db": stat /none: no such file or directory; make it, or mount the volume there`,
+		}},
+		{"a Redis URL with a wrong port", settings{"STORE_URL": "redis://:hunter2@h:x"}, []string{
+			`STORE_URL: not a Redis URL: invalid port ":x" after host; write it like rediss://default:password@host:6379`,
+		}},
+		{"remembering for no time", settings{"STORE_TTL": "0s"}, []string{`STORE_TTL: "0s" is not a duration of at least 1ms; write it like 45s, 1m30s or 72h`}},
+		{"a service with a query", settings{"FORWARD_URL": "http://app.internal/?x"}, []string{`FORWARD_URL: "http://app.internal/?x" has a query or a fragment; give it without`}},
+		{"a service with a login", settings{"FORWARD_URL": "http://me:hunter2@app.internal"}, []string{`FORWARD_URL: "http://me:xxxxx@app.internal" has a login; give it without one`}},
+		{"the metrics on the public port", settings{"METRICS_PORT": "8080"}, []string{`METRICS_PORT: it is 8080 like PORT; the metrics need a port of their own`}},
+		{"a metrics port too high", settings{"METRICS_PORT": "65536"}, []string{`METRICS_PORT: "65536" is not a whole number from 0 to 65535`}},
 
 		{"several at once", settings{current: "", "PORT": "x", "BEARER_TOKEN": "s3cret", "RECEIVER_URL": "/", "HANDLER_TIMEOUT": "x", "LOG_LEVEL": "x"}, []string{
 			`PORT: "x" is not a whole number from 0 to 65535`,

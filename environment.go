@@ -83,14 +83,14 @@ func (e *environment) keys(dev bool, flyApp string) []signingKey {
 				e.wrong(key[0], "this is the published development key, with which anyone can sign; %s", setKeys)
 			}
 		}
-		current = append(current, signingKey{name: "current", secret: []byte(c)})
-		next = append(next, signingKey{name: "next", secret: []byte(n)})
+		current = append(current, signingKey{name: "current", secret: []byte(c), region: region})
+		next = append(next, signingKey{name: "next", secret: []byte(n), region: region})
 	}
 	if dev && flyApp != "" {
 		e.wrong("QSTASH_DEV", "refused on Fly (FLY_APP_NAME is %q): anyone can sign with the development keys; unset it and %s", flyApp, setKeys)
 	} else if dev {
-		current = append(current, signingKey{name: "current", secret: []byte(devCurrentKey)})
-		next = append(next, signingKey{name: "next", secret: []byte(devNextKey)})
+		current = append(current, signingKey{name: "current", secret: []byte(devCurrentKey), region: "development"})
+		next = append(next, signingKey{name: "next", secret: []byte(devNextKey), region: "development"})
 	}
 	if len(current) == 0 && len(e.errs) == wrong {
 		e.wrong("QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY",

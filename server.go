@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -23,6 +24,7 @@ type server struct {
 	metrics   *metrics
 	log       *slog.Logger
 	refusals  *lineLimit
+	keys      *sync.Map // of each region, the name of the key that verified last
 }
 
 // newHTTPServer returns h behind limits that no business logic runs into: nothing here has to do with how long it
@@ -75,7 +77,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, line, err)
 		return
 	}
-	s.metrics.verified.WithLabelValues(m.claims.key).Inc()
+	s.verifiedWith(m.claims.key)
 	if !s.inFlight.begin(m) {
 		m.release()
 		s.refuse(w, r, line, stopping())
@@ -93,6 +95,20 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	respond(w, o.answer)
 	s.metrics.deliveries.WithLabelValues(o.name, "").Inc()
 	s.log.Log(r.Context(), o.level, "delivery", line.fields(o.name, o.reason, o.status)...)
+}
+
+// verifiedWith counts key, and logs when another key of its pair verifies than before.
+func (s *server) verifiedWith(key *signingKey) {
+	s.metrics.verified.WithLabelValues(key.name).Inc()
+	if last, _ := s.keys.Load(key.region); last == key.name {
+		return
+	}
+	switch last, known := s.keys.Swap(key.region, key.name); {
+	case last != key.name && key.name == "next":
+		s.log.Warn("messages now verify with the next signing key: the keys were rolled. " + setKeys)
+	case last != key.name && known:
+		s.log.Info("messages verify with the current signing key again")
+	}
 }
 
 // refuse answers a request that is no message, at once: a body that is still to come is not waited for.

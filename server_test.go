@@ -346,3 +346,29 @@ func TestLineLimit(t *testing.T) {
 		t.Errorf("%d lines in less than a second", through)
 	}
 }
+
+func TestRolledKeysAreLoggedOnce(t *testing.T) {
+	t.Parallel()
+	url, log := startServer(t, map[string]string{
+		"EU_CENTRAL_1_QSTASH_CURRENT_SIGNING_KEY": euCurrent, "EU_CENTRAL_1_QSTASH_NEXT_SIGNING_KEY": euNext,
+	}, func(*server) {})
+	for _, row := range []struct {
+		key         string
+		next, again int // lines so far
+	}{
+		{currentKey, 0, 0}, {euCurrent, 0, 0}, // nothing to do
+		{nextKey, 1, 0}, {nextKey, 1, 0}, {nextKey, 1, 0},
+		{euCurrent, 1, 0}, {nextKey, 1, 0}, // another pair has nothing to do with it
+		{euNext, 2, 0}, {euNext, 2, 0},
+		{currentKey, 2, 1}, {currentKey, 2, 1},
+		{nextKey, 3, 1},
+	} {
+		if got := do(t, sending{body: "x", key: row.key}.request(t, url)); got.status != 200 {
+			t.Fatalf("got %+v", got)
+		}
+		next, again := strings.Count(log.String(), "now verify with the next signing key"), strings.Count(log.String(), "current signing key again")
+		if next != row.next || again != row.again {
+			t.Errorf("after a message signed with %s: %d and %d lines, want %d and %d", row.key, next, again, row.next, row.again)
+		}
+	}
+}

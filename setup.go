@@ -2,6 +2,7 @@ package main
 
 import (
 	"log/slog"
+	"sync"
 	"time"
 )
 
@@ -23,6 +24,7 @@ func newServer(c config, remembered store, log *slog.Logger) *server {
 		inFlight: inFlight,
 		metrics:  metrics,
 		log:      log,
+		keys:     &sync.Map{},
 		refusals: &lineLimit{rest: func(leftOut int) {
 			log.Warn("refused deliveries left out of the log", "left_out", leftOut)
 		}},

@@ -27,7 +27,7 @@ func signWith(s settings, stdin string, args ...string) (string, error) {
 	return stdout.String(), err
 }
 
-var bothKeys = []signingKey{{"current", []byte(currentKey)}, {"next", []byte(nextKey)}}
+var bothKeys = []signingKey{{name: "current", secret: []byte(currentKey)}, {name: "next", secret: []byte(nextKey)}}
 
 func TestSignedToken(t *testing.T) {
 	t.Parallel()
@@ -61,8 +61,8 @@ func TestSignedToken(t *testing.T) {
 				t.Fatal(err)
 			}
 			token := strings.TrimSuffix(out, "\n")
-			if c, err := checkToken(token, bothKeys, time.Now(), 0); err != nil || c.key != row.key {
-				t.Errorf("the receiver says: %v, key %q", err, c.key)
+			if c, err := checkToken(token, bothKeys, time.Now(), 0); err != nil || c.key.name != row.key {
+				t.Errorf("the receiver says: %v, key %v", err, c.key)
 			}
 			parts := strings.Split(token, ".")
 			header, _ := base64.RawURLEncoding.DecodeString(parts[0])

@@ -19,6 +19,7 @@ const maxTokenBytes = 8 << 10
 type signingKey struct {
 	name   string // "current" or "next": its place in its pair
 	secret []byte
+	region string // of its pair: "", or as in the settings
 }
 
 // claims are what a proven token says, as far as it matters here.
@@ -27,7 +28,7 @@ type claims struct {
 	bodyHash string // base64url of the body's SHA-256, unpadded
 	id       string // jti: of one attempt, not of the message; "" if absent
 	expires  time.Time
-	key      string // the name of the key that signed it
+	key      *signingKey // that signed it; a pointer, so that printing a Message does not print the secret
 }
 
 // checkToken is the first half of verifying: all that can be said without the body.
@@ -47,39 +48,40 @@ const productionHeader = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
 // strict refuses the spellings of one signature that differ in bits base64 does not use.
 var strict = base64.RawURLEncoding.Strict()
 
-// checkSignature returns the payload of a compact JWS that one of keys signed with HS256, and that key's name.
+// checkSignature returns the payload of a compact JWS that one of keys signed with HS256, and that key.
 // The keys are tried on the HMAC alone, so that a message of the next key costs what one of the current key does.
-func checkSignature(token string, keys []signingKey) ([]byte, string, error) {
+func checkSignature(token string, keys []signingKey) ([]byte, *signingKey, error) {
 	if len(token) > maxTokenBytes {
-		return nil, "", unauthorized("malformed", "the token has %d bytes, at most %d are looked at", len(token), maxTokenBytes)
+		return nil, nil, unauthorized("malformed", "the token has %d bytes, at most %d are looked at", len(token), maxTokenBytes)
 	}
 	header, rest, _ := strings.Cut(token, ".")
 	payload, signature, ok := strings.Cut(rest, ".")
 	if !ok || strings.ContainsAny(signature, ".\r\n") { // base64 would pass over line breaks
-		return nil, "", unauthorized("malformed", "the token is not three parts joined by dots")
+		return nil, nil, unauthorized("malformed", "the token is not three parts joined by dots")
 	}
 	if header != productionHeader {
 		if err := checkHeader(header); err != nil {
-			return nil, "", err
+			return nil, nil, err
 		}
 	}
 	if _, err := strict.DecodeString(signature); err != nil {
-		return nil, "", unauthorized("malformed", "the token's signature is not base64url: %v", err)
+		return nil, nil, unauthorized("malformed", "the token's signature is not base64url: %v", err)
 	}
-	for _, key := range keys {
+	for i := range keys {
+		key := &keys[i]
 		if len(key.secret) == 0 { // would verify what anyone can sign
-			return nil, "", errors.New("verify a token: the signing key is empty; set it")
+			return nil, nil, errors.New("verify a token: the signing key is empty; set it")
 		}
 		if jwt.SigningMethodHS256.Verify(token[:len(header)+1+len(payload)], signature, key.secret) != nil {
 			continue
 		}
 		decoded, err := strict.DecodeString(payload)
 		if err != nil {
-			return nil, "", unauthorized("malformed", "the token's claims are not base64url: %v", err)
+			return nil, nil, unauthorized("malformed", "the token's claims are not base64url: %v", err)
 		}
-		return decoded, key.name, nil
+		return decoded, key, nil
 	}
-	return nil, "", unauthorized("signature", "none of the %d signing keys made it: is it from QStash, and are these the keys that the Upstash console shows? %s", len(keys), setKeys)
+	return nil, nil, unauthorized("signature", "none of the %d signing keys made it: is it from QStash, and are these the keys that the Upstash console shows? %s", len(keys), setKeys)
 }
 
 func checkHeader(encoded string) error {

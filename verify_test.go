@@ -92,7 +92,7 @@ func validDelivery() *delivery {
 		request: func(*http.Request) {},
 		verifier: &verifier{
 			keys: []signingKey{
-				{"current", []byte(currentKey)}, {"current", []byte(euCurrent)}, {"next", []byte(nextKey)}, {"next", []byte(euNext)},
+				{name: "current", secret: []byte(currentKey)}, {name: "current", secret: []byte(euCurrent)}, {name: "next", secret: []byte(nextKey)}, {name: "next", secret: []byte(euNext)},
 			},
 			origins: []string{"https://app.fly.dev"},
 			bodies:  &bodyReader{limit: 1 << 20, draining: context.Background()},
@@ -472,7 +472,7 @@ func TestMessageIsWhatWasSent(t *testing.T) {
 			t.Fatal(err)
 		}
 		u := m.Unverified
-		got := fmt.Sprintln(m.URL, u.ID, u.Attempt, u.ScheduleID, u.URLGroup, u.CallerIP, u.Region, u.Header.Get("X-Forwarded"), m.claims.key, m.claims.id, m.claims.expires.Sub(testNow))
+		got := fmt.Sprintln(m.URL, u.ID, u.Attempt, u.ScheduleID, u.URLGroup, u.CallerIP, u.Region, u.Header.Get("X-Forwarded"), m.claims.key.name, m.claims.id, m.claims.expires.Sub(testNow))
 		want := fmt.Sprintln(row.url, "msg_1", 2, "scd_1", "orders", "192.0.2.1", "EU-CENTRAL-1", "by the publisher", "next", "jwt_4wHSHQwTLVMqfbVa1vvCPjPbcXAA", "5m0s")
 		if got != want {
 			t.Errorf("got  %swant %s", got, want)
@@ -519,12 +519,12 @@ func TestRFC7515(t *testing.T) {
 	if got := hmacToken(sha256.New, rfcHeader, rfcPayload, string(secret)); got != rfcToken {
 		t.Errorf("the tests sign %s, the RFC %s", got, rfcToken)
 	}
-	got, name, err := checkSignature(rfcToken, []signingKey{{"other", []byte("x")}, {"rfc", secret}})
-	if err != nil || string(got) != rfcPayload || name != "rfc" {
-		t.Errorf("the RFC's token: %q, key %q, %v", got, name, err)
+	got, key, err := checkSignature(rfcToken, []signingKey{{name: "other", secret: []byte("x")}, {name: "rfc", secret: secret}})
+	if err != nil || string(got) != rfcPayload || key.name != "rfc" {
+		t.Errorf("the RFC's token: %q, key %v, %v", got, key, err)
 	}
 	secret[0] ^= 1
-	if _, _, err := checkSignature(rfcToken, []signingKey{{"rfc", secret}}); err == nil {
+	if _, _, err := checkSignature(rfcToken, []signingKey{{name: "rfc", secret: secret}}); err == nil {
 		t.Error("a key that differs in one bit verifies the RFC's token")
 	}
 }
@@ -559,7 +559,7 @@ func TestVerifyOneKey(t *testing.T) {
 func TestEmptyKeyAmongOthersVerifiesNothing(t *testing.T) {
 	t.Parallel()
 	d := validDelivery()
-	d.verifier.keys = []signingKey{{"current", []byte(currentKey)}, {"next", nil}}
+	d.verifier.keys = []signingKey{{name: "current", secret: []byte(currentKey)}, {name: "next"}}
 	d.key = ""
 	_, r := d.signed()
 	if m, err := d.verifier.verify(httptest.NewRecorder(), r); err == nil {

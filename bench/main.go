@@ -2,6 +2,8 @@
 //
 //	bench requests N BYTES DIR THREADS [KEY]   N signed deliveries of a body of BYTES, for wrk
 //	bench bare                                 a net/http server that reads the body and answers 200, on $PORT
+//	bench start N DIR COMMAND...               median ms from exec of COMMAND to its first 200, of N
+//	bench fsync DIR                            how often a second a file in DIR takes 4 KB and fdatasync
 package main
 
 import (
@@ -15,8 +17,12 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/golang-jwt/jwt/v4"
@@ -35,8 +41,16 @@ func main() {
 				_, _ = io.WriteString(w, `{"message":"ok"}`)
 			}
 		})))
+	case len(os.Args) >= 5 && os.Args[1] == "start":
+		if err := start(os.Args[2], os.Args[3], os.Args[4:]); err != nil {
+			log.Fatal("bench start: ", err)
+		}
+	case len(os.Args) == 3 && os.Args[1] == "fsync":
+		if err := fsync(os.Args[2]); err != nil {
+			log.Fatal("bench fsync: ", err)
+		}
 	default:
-		log.Fatal("usage: bench requests N BYTES DIR THREADS [KEY], or bench bare")
+		log.Fatal("usage: bench requests N BYTES DIR THREADS [KEY] | bare | start N DIR COMMAND... | fsync DIR")
 	}
 }
 
@@ -88,5 +102,78 @@ func requests(args []string) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// start delivers the first message of DIR/tokens.0 to a command that serves on $PORT, as soon as it listens.
+func start(times, dir string, command []string) error {
+	n, err := strconv.Atoi(times)
+	if err != nil {
+		return err
+	}
+	line, err := os.ReadFile(filepath.Join(dir, "tokens.0"))
+	if err != nil {
+		return err
+	}
+	id, token, _ := strings.Cut(strings.SplitN(string(line), "\n", 2)[0], " ")
+	body, err := os.ReadFile(filepath.Join(dir, "body"))
+	if err != nil {
+		return err
+	}
+	var took []float64
+	for range n {
+		c := exec.Command(command[0], command[1:]...)
+		c.Stderr = os.Stderr
+		began := time.Now()
+		if err := c.Start(); err != nil {
+			return err
+		}
+		for {
+			r, err := http.NewRequest(http.MethodPost, "http://127.0.0.1:"+os.Getenv("PORT")+"/", bytes.NewReader(body))
+			if err != nil {
+				return err
+			}
+			r.Header.Set("Upstash-Message-Id", id)
+			r.Header.Set("Upstash-Signature", token)
+			r.Close = true
+			answer, err := http.DefaultTransport.RoundTrip(r)
+			if err == nil {
+				answer.Body.Close()
+				if answer.StatusCode != http.StatusOK {
+					return fmt.Errorf("the first answer is %s", answer.Status)
+				}
+				break
+			}
+			if time.Since(began) > 10*time.Second {
+				return err
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+		took = append(took, float64(time.Since(began).Microseconds())/1000)
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	}
+	slices.Sort(took)
+	fmt.Printf("%.1f\n", took[n/2])
+	return nil
+}
+
+func fsync(dir string) error {
+	f, err := os.CreateTemp(dir, "fsync")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	page := make([]byte, 4096)
+	n := 0
+	for began := time.Now(); time.Since(began) < 2*time.Second; n++ {
+		if _, err := f.Write(page); err != nil {
+			return err
+		}
+		if err := syscall.Fdatasync(int(f.Fd())); err != nil {
+			return err
+		}
+	}
+	fmt.Println(n / 2)
 	return nil
 }
