@@ -20,7 +20,7 @@ func TestDeployedAsConfigured(t *testing.T) {
 		{"Dockerfile", `(?m)^EXPOSE (\d+)$`, port},
 		{"Dockerfile", `(?m)^USER (\w+)\nEXPOSE \d+\nENTRYPOINT \S+\n\z`, "nonroot"}, // the last stage, which is built by default
 		{"fly.toml", `(?m)^  internal_port = (\d+)$`, port},
-		{"fly.toml", `(?m)^kill_timeout = '(.+)'$`, strconv.Itoa(int((c.handlerTimeout+15*time.Second).Seconds())) + "s"},
+		{"fly.toml", `(?m)^kill_timeout = '(.+)'$`, strconv.Itoa(int((c.handlerTimeout + 15*time.Second).Seconds())) + "s"},
 		{"fly.toml", `(?m)^\[metrics\]\n  port = (\d+)$`, strconv.Itoa(c.metricsPort)},
 		{"fly.toml", `(?m)^  \[\[http_service.checks\]\]\n    method = 'GET'\n    path = '(.+)'$`, "/healthz"},
 	} {
