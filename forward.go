@@ -22,10 +22,17 @@ type forwarder struct {
 }
 
 // upstreamError is an answer of the service, or the lack of one, that is no success.
-type upstreamError struct{ answer answer }
+type upstreamError struct {
+	answer answer
+	text   string
+}
 
-func (e *upstreamError) Error() string {
-	return fmt.Sprintf("FORWARD_URL answered %d", e.answer.status)
+func (e *upstreamError) Error() string { return e.text }
+
+// badGateway is the lack of an answer.
+func badGateway(format string, args ...any) error {
+	text := fmt.Sprintf(format, args...)
+	return &upstreamError{errorAnswer(http.StatusBadGateway, text), text}
 }
 
 func newForwarder(to *url.URL, maxReply int64, bearer bool) *forwarder {
@@ -55,8 +62,7 @@ func (f *forwarder) run(ctx context.Context, m *Message) (answer, error) {
 		if ctx.Err() != nil {
 			return answer{}, fmt.Errorf("no answer from FORWARD_URL by HANDLER_TIMEOUT: %w", err)
 		}
-		text := fmt.Sprintf("no answer from FORWARD_URL: %v", err)
-		return answer{}, &upstreamError{errorAnswer(http.StatusBadGateway, text)}
+		return answer{}, badGateway("no answer from FORWARD_URL: %v", err)
 	}
 	defer reply.Body.Close()
 	return f.answer(reply)
@@ -118,9 +124,9 @@ func (f *forwarder) answer(reply *http.Response) (answer, error) {
 	}
 	switch {
 	case a.status < 200:
-		return answer{}, &upstreamError{errorAnswer(http.StatusBadGateway, fmt.Sprintf("FORWARD_URL answered %d", a.status))}
+		return answer{}, badGateway("FORWARD_URL answered %d, which is no answer to a POST", a.status)
 	case !success:
-		return answer{}, &upstreamError{a}
+		return answer{}, &upstreamError{a, fmt.Sprintf("FORWARD_URL answered %d", a.status)}
 	}
 	a.retryAfter = ""
 	return a, nil

@@ -94,7 +94,10 @@ func TestForwardedAnswers(t *testing.T) {
 					}
 				}
 			}
-			log.await(t, `"outcome":"`+row.outcome+`"`)
+			line := log.await(t, `"outcome":"`+row.outcome+`"`)
+			if reason, _ := line["reason"].(string); row.status == 502 && !strings.Contains(reason, "EOF") || row.status == 500 && reason != "FORWARD_URL answered 500" {
+				t.Errorf("logged %v", line)
+			}
 			if runs.Load() != row.runs {
 				t.Errorf("the service was asked %d times, want %d", runs.Load(), row.runs)
 			}

@@ -11,12 +11,18 @@ type inFlight struct {
 	draining context.Context // done once drain was called
 	stop     context.CancelFunc
 	mu       sync.Mutex
-	holds    map[*Message]int
+	holds    map[*Message]held
 	idle     chan struct{} // closed when draining and empty
 }
 
+// held is a message in flight. Its names are copies: the business logic may change the message.
+type held struct {
+	times    int
+	id, path string
+}
+
 func newInFlight() *inFlight {
-	f := &inFlight{holds: map[*Message]int{}, idle: make(chan struct{})}
+	f := &inFlight{holds: map[*Message]held{}, idle: make(chan struct{})}
 	f.draining, f.stop = context.WithCancel(context.Background())
 	return f
 }
@@ -28,7 +34,7 @@ func (f *inFlight) begin(m *Message) bool {
 	if f.draining.Err() != nil {
 		return false
 	}
-	f.holds[m] = 1
+	f.holds[m] = held{1, m.Unverified.ID, m.URL.Path}
 	return true
 }
 
@@ -36,14 +42,18 @@ func (f *inFlight) begin(m *Message) bool {
 func (f *inFlight) hold(m *Message) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.holds[m]++
+	h := f.holds[m]
+	h.times++
+	f.holds[m] = h
 }
 
 // end takes one hold off m, and releases m with the last.
 func (f *inFlight) end(m *Message) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.holds[m]--; f.holds[m] > 0 {
+	h := f.holds[m]
+	if h.times--; h.times > 0 {
+		f.holds[m] = h
 		return
 	}
 	delete(f.holds, m)
@@ -76,8 +86,8 @@ func (f *inFlight) left() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var names []string
-	for m := range f.holds {
-		names = append(names, fmt.Sprintf("message %q to %s", m.Unverified.ID, m.URL.Path))
+	for _, h := range f.holds {
+		names = append(names, fmt.Sprintf("message %q to %s", h.id, h.path))
 	}
 	return names
 }
