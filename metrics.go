@@ -25,7 +25,7 @@ func newMetrics(inFlight, heldBytes func() float64) *metrics {
 		}, []string{"outcome", "reason"}),
 		handling: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "qstash_handling_seconds", Help: "How long the business logic took.",
-			Buckets: []float64{.001, .005, .01, .05, .1, .5, 1, 5, 10, 30, 60, 300},
+			Buckets: []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
 		}),
 		verified: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "qstash_verified_total", Help: "Messages verified, by the signing key that did it.",
@@ -48,6 +48,7 @@ func newMetrics(inFlight, heldBytes func() float64) *metrics {
 	for _, key := range []string{"current", "next"} {
 		m.verified.WithLabelValues(key)
 	}
+	m.deliveries.WithLabelValues("ok", "") // so that the dashboard finds the program before its first delivery
 	for _, operation := range []string{"claim", "complete", "release"} {
 		m.storeError.WithLabelValues(operation)
 	}
