@@ -48,9 +48,9 @@ func (b *bodyReader) read(w http.ResponseWriter, r *http.Request) ([]byte, func(
 		b.held.Add(-held)
 		return nil, nil, err
 	}
-	if unused := held - int64(cap(body)); declared < 0 {
-		b.held.Add(-unused)
-		held -= unused
+	if declared < 0 {
+		b.held.Add(int64(cap(body)) - held)
+		held = int64(cap(body))
 	}
 	return body, func() { b.held.Add(-held) }, nil
 }

@@ -66,7 +66,7 @@ func loadSigning(e *environment) config {
 		port:      e.integer("PORT", "8080", 0, 65535),
 		flyApp:    e.get("FLY_APP_NAME", ""),
 		tolerance: e.duration("CLOCK_TOLERANCE", "0s", 0),
-		bearer:    e.get("BEARER_TOKEN", ""),
+		bearer:    e.token("BEARER_TOKEN"),
 	}
 	dev := e.oneOf("QSTASH_DEV", "false", "true", "1", "false", "0")
 	c.dev = dev == "true" || dev == "1"

@@ -203,6 +203,7 @@ func TestWrongSettings(t *testing.T) {
 		{"a tolerance below 0", settings{"CLOCK_TOLERANCE": "-1s"}, []string{`CLOCK_TOLERANCE: "-1s" is not a duration of at least 0s; write it like 45s, 1m30s or 72h`}},
 		{"a level of no name", settings{"LOG_LEVEL": "loud"}, []string{`LOG_LEVEL: "loud" is none of debug, info, warn, error`}},
 
+		{"a bearer token with its scheme", settings{"BEARER_TOKEN": "bearer s3cret"}, []string{`BEARER_TOKEN: it starts with Bearer; give what follows alone`}},
 		{"a store of another kind", settings{"STORE_URL": "postgres://me:hunter2@h/db"}, []string{
 			`STORE_URL: it starts with "postgres"; give memory:, a file path like /data/receiver.db, or a URL like rediss://default:password@host:6379`,
 		}},
@@ -210,7 +211,7 @@ func TestWrongSettings(t *testing.T) {
 			`STORE_URL: the directory of "/none/receiver.db": stat /none: no such file or directory; make it, or mount the volume there`,
 		}},
 		{"a Redis URL with a wrong port", settings{"STORE_URL": "redis://:hunter2@h:x"}, []string{
-			`STORE_URL: not a Redis URL: invalid port ":x" after host; write it like rediss://default:password@host:6379`,
+			`STORE_URL: not a Redis URL; write it like rediss://default:password@host:6379, with / ? # % in the password as %2F %3F %23 %25`,
 		}},
 		{"remembering for no time", settings{"STORE_TTL": "0s"}, []string{`STORE_TTL: "0s" is not a duration of at least 1ms; write it like 45s, 1m30s or 72h`}},
 		{"a service with a query", settings{"FORWARD_URL": "http://app.internal/?x"}, []string{`FORWARD_URL: "http://app.internal/?x" has a query or a fragment; give it without`}},
@@ -259,7 +260,7 @@ func TestEverySettingIsExplained(t *testing.T) {
 	for _, m := range regexp.MustCompile(`"([A-Z][A-Z0-9_]*[A-Z])"`).FindAllSubmatch(code, -1) {
 		defaults[string(m[1])] = ""
 	}
-	for _, m := range regexp.MustCompile(`e\.(?:get|integer|duration|oneOf|originList)\("([A-Z_]+)", "([^"]+)"`).FindAllSubmatch(code, -1) {
+	for _, m := range regexp.MustCompile(`e\.(?:get|token|integer|duration|oneOf|originList)\("([A-Z_]+)", "([^"]+)"`).FindAllSubmatch(code, -1) {
 		defaults[string(m[1])] = string(m[2])
 	}
 	if _, ok := defaults["QSTASH_NEXT_SIGNING_KEY"]; !ok || defaults["PORT"] != "8080" || defaults["HANDLER_TIMEOUT"] != "45s" {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -377,13 +376,8 @@ func TestMetricsKeepNothingThatWasSent(t *testing.T) {
 
 func TestMetricsHaveAPortOfTheirOwn(t *testing.T) {
 	t.Parallel()
-	free, err := net.Listen("tcp", "localhost:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	free.Close()
-	_, port, _ := net.SplitHostPort(free.Addr().String())
-	p := startProgram(t, map[string]string{"METRICS_PORT": port})
+	port := freePort(t)
+	p := startProgram(t, map[string]string{"METRICS_PORT": port, "FORWARD_URL": succeedingService(t)})
 	if got := do(t, sending{}.request(t, p.url)); got.status != 200 {
 		t.Fatalf("answered %d", got.status)
 	}

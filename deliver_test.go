@@ -124,21 +124,25 @@ func TestPanicIsLoggedWithItsStack(t *testing.T) {
 	}
 }
 
-func TestFailureCallbackIsHandled(t *testing.T) {
+func TestFailureCallbacksGoToTheirOwnFunction(t *testing.T) {
 	t.Parallel()
-	url, log := startServer(t, nil, func(*server) {})
-	failure := `{"status":500,"sourceMessageId":"msg_failed","dlqId":"dlq_1","url":"https://app.example/orders","retried":3,"body":"Ym9vbQ==","sourceBody":"eHl6"}`
+	failures := make(chan *Failure, 1)
+	url, _ := startServer(t, nil, func(s *server) {
+		s.deliverer.run = runHandlers(
+			func(context.Context, *Message) ([]byte, error) { return []byte("a message"), nil },
+			func(_ context.Context, f *Failure) error { failures <- f; return nil })
+	})
+	failure := `{"status":500,"sourceMessageId":"msg_failed","dlqId":"dlq_1"}`
 	if got := do(t, sending{path: "/failure?x=1", body: failure}.request(t, url)); got.status != 200 || got.body != `{"message":"ok"}` {
 		t.Errorf("got %+v", got)
 	}
-	line := log.await(t, "failed for good", "msg_failed")
-	if line["level"] != "ERROR" || line["dlq_id"] != "dlq_1" || line["answer"] != "boom" || line["body"] != "xyz" || line["retries"] != 3.0 {
-		t.Errorf("logged %v", line)
+	if f := <-failures; f.MessageID != "msg_failed" || f.DLQID != "dlq_1" || f.Status != 500 {
+		t.Errorf("handed over: %+v", f)
 	}
 	if got := do(t, sending{path: "/failure", body: `{"hello":"world"}`}.request(t, url)); got.status != 489 || got.header.Get("Upstash-NonRetryable-Error") != "true" {
 		t.Errorf("what is no failure callback got %+v", got)
 	}
-	if got := do(t, sending{path: "/failure/x", body: "x"}.request(t, url)); got.status != 200 {
+	if got := do(t, sending{path: "/failure/x", body: failure}.request(t, url)); got.status != 200 || got.body != "a message" {
 		t.Errorf("a message to another path got %+v", got)
 	}
 }

@@ -35,6 +35,15 @@ func (e *environment) get(name, def string) string {
 	return def
 }
 
+// token reads a secret that senders put behind "Bearer ".
+func (e *environment) token(name string) string {
+	v := e.get(name, "")
+	if scheme, _, ok := strings.Cut(v, " "); ok && strings.EqualFold(scheme, "Bearer") {
+		e.wrong(name, "it starts with Bearer; give what follows alone")
+	}
+	return v
+}
+
 func (e *environment) integer(name, def string, low, high int) int {
 	v := e.get(name, def)
 	n, err := strconv.Atoi(v)

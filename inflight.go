@@ -34,7 +34,7 @@ func (f *inFlight) begin(m *Message) bool {
 	if f.draining.Err() != nil {
 		return false
 	}
-	f.holds[m] = held{1, m.Unverified.ID, m.URL.Path}
+	f.holds[m] = held{1, clip(m.Unverified.ID), clip(m.URL.Path)}
 	return true
 }
 

@@ -250,7 +250,7 @@ func lambdaToken(t *testing.T, body, subject, key string) string {
 	return token
 }
 
-// buildLambda builds the program with tags. A handler that is not "" takes the place of handler.go.
+// buildLambda builds the program with tags and handler in the place of handler.go.
 func buildLambda(t *testing.T, handler string) string {
 	t.Helper()
 	// Read so that go test does not take its cached result after a change: without the tag it does not see the file.
@@ -259,22 +259,20 @@ func buildLambda(t *testing.T, handler string) string {
 	}
 	dir := t.TempDir()
 	args := []string{"build", "-tags", "lambda,lambda.norpc", "-o", filepath.Join(dir, "bootstrap")}
-	if handler != "" {
-		here, err := filepath.Abs("handler.go")
-		if err != nil {
-			t.Fatal(err)
-		}
-		overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{here: filepath.Join(dir, "handler.go")}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for name, content := range map[string]string{"handler.go": handler, "overlay.json": string(overlay)} {
-			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		args = append(args, "-overlay", filepath.Join(dir, "overlay.json"))
+	here, err := filepath.Abs("handler.go")
+	if err != nil {
+		t.Fatal(err)
 	}
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{here: filepath.Join(dir, "handler.go")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{"handler.go": handler, "overlay.json": string(overlay)} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args = append(args, "-overlay", filepath.Join(dir, "overlay.json"))
 	if out, err := exec.Command("go", append(args, ".")...).CombinedOutput(); err != nil {
 		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
@@ -325,7 +323,13 @@ func TestOrdinaryBuildHasNoLambda(t *testing.T) {
 
 func TestLambda(t *testing.T) {
 	t.Parallel()
-	program := buildLambda(t, "")
+	program := buildLambda(t, `package main
+
+import "context"
+
+func handle(context.Context, *Message) ([]byte, error) { return nil, nil }
+func handleFailure(context.Context, *Failure) error    { return nil }
+`)
 	const refused = `{"error":"unauthorized"}`
 
 	t.Run("a function URL's requests", func(t *testing.T) {

@@ -22,7 +22,7 @@ func Log(ctx context.Context) *slog.Logger {
 type logKey struct{}
 
 func withLog(ctx context.Context, log *slog.Logger, m *Message) context.Context {
-	return context.WithValue(ctx, logKey{}, messageHandler{log.Handler(), m.Unverified.ID})
+	return context.WithValue(ctx, logKey{}, messageHandler{log.Handler(), clip(m.Unverified.ID)})
 }
 
 // messageHandler adds the message's id when a line is written: Logger.With would format it for every message.

@@ -7,7 +7,7 @@
 //
 // All settings are environment variables. A blank one counts as unset.
 //
-//	PORT                          port to serve on (8080)
+//	PORT                          port to serve on (8080); 0: any free one
 //	QSTASH_CURRENT_SIGNING_KEY    the key pair from the Upstash console,
 //	QSTASH_NEXT_SIGNING_KEY       always both (required)
 //	EU_CENTRAL_1_QSTASH_...       the same two names with a region in front: further
@@ -20,17 +20,19 @@
 //	                              URL (on Fly https://$FLY_APP_NAME.fly.dev, on Lambda
 //	                              the function URL)
 //	CLOCK_TOLERANCE               how far the clocks may be apart (0s)
-//	BEARER_TOKEN                  if set, a message must bear it too:
+//	BEARER_TOKEN                  if set, a message must carry it too:
 //	                              Authorization: Bearer ...
-//	MAX_BODY_BYTES                largest message (10485760)
-//	HANDLER_TIMEOUT               how long your function may take (45s)
+//	MAX_BODY_BYTES                largest message (10485760), at most 67108864
+//	HANDLER_TIMEOUT               how long your function may take (45s); on Fly at most
+//	                              15 s less than kill_timeout
 //	STORE_URL                     where handled messages are remembered: memory:, a file
 //	                              path (SQLite), redis://... or rediss://... (memory:)
-//	STORE_TTL                     for how long (72h)
+//	STORE_TTL                     how long they are remembered (72h)
 //	FORWARD_URL                   an HTTP service that messages are posted on to, path
 //	                              and query added; unset: they go to handler.go
 //	METRICS_PORT                  port of Prometheus metrics; 0: none (on Fly 9091, else 0)
-//	LOG_LEVEL                     debug, info, warn or error (info)
+//	LOG_LEVEL                     debug (for lines of your own), info, warn or
+//	                              error (info)
 package main
 
 import (
@@ -98,5 +100,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 // help is the comment above.
 func help() string {
 	comment, _, _ := strings.Cut(source, "package main")
-	return strings.ReplaceAll(strings.TrimPrefix(strings.ReplaceAll("\n"+comment, "\n//", "\n"), "\n "), "\n ", "\n")
+	var text strings.Builder
+	for line := range strings.Lines(comment) {
+		text.WriteString(strings.TrimPrefix(strings.TrimPrefix(strings.TrimPrefix(line, "//"), " "), "\t"))
+	}
+	return text.String()
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -180,6 +181,16 @@ func startProgram(t testing.TB, env map[string]string) *program {
 	return p
 }
 
+// succeedingService is the business logic of tests that run the whole program, whatever handler.go holds.
+func succeedingService(t testing.TB) string {
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(okBody)
+	}))
+	t.Cleanup(service.Close)
+	return service.URL
+}
+
 // startServer serves what newServer makes of the environment, after change. Its answers are the program's, its
 // business logic and its times are the test's.
 func startServer(t testing.TB, env map[string]string, change func(*server)) (string, *testLog) {
@@ -195,6 +206,9 @@ func startServer(t testing.TB, env map[string]string, change func(*server)) (str
 		t.Fatal(err)
 	}
 	s := newServer(c, remembered, logger)
+	if c.forward == nil {
+		s.deliverer.run = succeed // whatever handler.go holds
+	}
 	change(s)
 	url, _ := serveTest(t, newHTTPServer(s, logger))
 	return url, log

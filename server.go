@@ -113,10 +113,8 @@ func (s *server) verifiedWith(key *signingKey) {
 
 // refuse answers a request that is no message, at once: a body that is still to come is not waited for.
 func (s *server) refuse(w http.ResponseWriter, r *http.Request, line line, err error) {
-	ref := new(refusal)
-	if !errors.As(err, &ref) {
-		ref = &refusal{status: http.StatusInternalServerError, reason: "error", detail: err.Error()}
-	}
+	var ref *refusal
+	errors.As(err, &ref) // it is nothing else
 	var a answer
 	switch ref.status {
 	case http.StatusUnauthorized:

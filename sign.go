@@ -27,7 +27,7 @@ func sign(args []string, getenv func(string) string, stdin io.Reader, stdout io.
 	flags.SetOutput(io.Discard)
 	data := flags.String("d", `{"hello":"world"}`, "the message's body: `DATA`, @FILE, or @- for standard input")
 	to := flags.String("to", fmt.Sprintf("http://localhost:%d/", c.port), "the `URL` to post to; signed for RECEIVER_URL and its path if that is set")
-	keyName := flags.String("key", "current", "the `key` to sign with: current or next")
+	keyName := flags.String("key", "current", "the `NAME` of the key to sign with: current or next")
 	expired := flags.Bool("expired", false, "make a token that has expired")
 	tokenOnly := flags.Bool("token", false, "print the token alone")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,7 +20,7 @@ import (
 // decision, made for all processes that share the store. Those that change something may be repeated by the same
 // holder with the same effect: a client that heard no answer sends again.
 //
-// A finished or released message is remembered for STORE_TTL. A store has its clock and its STORE_TTL from openStore.
+// A finished or released message is remembered for STORE_TTL; in memory, less long where there are many.
 type store interface {
 	// claim makes c.holder the holder of c.key for c.lease if no one holds it and it is not finished; else it says
 	// how things stand. Whatever it answers, it first binds c.token to c.key for c.tokenTTL, unless that token is
@@ -126,14 +125,11 @@ func parseStoreURL(v string) (storeURL, error) {
 		return storeURL{kind: "memory"}, nil
 	case scheme == "redis" || scheme == "rediss":
 		options, err := redis.ParseURL(v)
-		if err != nil {
-			if e := new(url.Error); errors.As(err, &e) { // its text repeats the URL
-				err = e.Err
-			}
-			return storeURL{}, fmt.Errorf("not a Redis URL: %w; write it like rediss://default:password@host:6379", err)
+		if err != nil || strings.Contains(v, "#") { // its text repeats parts of the URL, maybe of the password
+			return storeURL{}, errors.New("not a Redis URL; write it like rediss://default:password@host:6379, with / ? # % in the password as %2F %3F %23 %25")
 		}
 		return storeURL{kind: "redis", redis: options}, nil
-	case v == "memory" || strings.Contains(v, "://") || scheme == "file" || scheme == "":
+	case v == "memory" || strings.Contains(v, "@") || strings.Contains(v, "://") || scheme == "file" || scheme == "":
 		return storeURL{}, fmt.Errorf("it starts with %q; give memory:, a file path like /data/receiver.db, or a URL like rediss://default:password@host:6379", scheme)
 	}
 	switch info, err := os.Stat(v); {

@@ -1,13 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"sync"
 	"time"
 )
 
 // memoryStore remembers in at most limit bytes, for one process until it stops. A lease lasts until it is given
-// back: whoever holds it is alive.
+// back, renewed as often as it takes: whoever holds it is alive.
 type memoryStore struct {
 	ttl   time.Duration
 	limit int
@@ -16,7 +17,8 @@ type memoryStore struct {
 	size     int // bytes, about
 	messages map[messageKey]*memoryMessage
 	tokens   map[messageKey]memoryToken
-	old      []memoryItem // what may be forgotten, oldest first: finished messages and tokens
+	// What may be forgotten, oldest first: messages that are not running, and tokens.
+	oldMessages, oldTokens []memoryItem
 }
 
 type memoryMessage struct {
@@ -32,11 +34,11 @@ type memoryToken struct {
 	expires time.Time
 }
 
-// memoryItem names a message or, without a holder, a token as it was then: since, it may have been claimed anew.
+// memoryItem names a message or a token as it was then: it may have been claimed anew since.
 type memoryItem struct {
-	key     messageKey
-	holder  string
-	expires time.Time
+	key            messageKey
+	holder         string // of a message
+	since, expires time.Time
 }
 
 // What a message and a token take beside an answer's text, measured; the maps' spare room is most of it.
@@ -62,7 +64,7 @@ func (s *memoryStore) claim(_ context.Context, c claim) (decision, error) {
 			}
 			expires := now.Add(c.tokenTTL)
 			s.tokens[*c.token] = memoryToken{c.key, expires}
-			s.old = append(s.old, memoryItem{key: *c.token, expires: expires})
+			s.oldTokens = append(s.oldTokens, memoryItem{key: *c.token, since: now, expires: expires})
 		case t.key != c.key:
 			return decision{state: replayed}, nil
 		}
@@ -72,6 +74,9 @@ func (s *memoryStore) claim(_ context.Context, c claim) (decision, error) {
 	case m == nil:
 		s.size += memoryMessageBytes
 	case m.state == running && m.holder != c.holder:
+		for !now.Before(m.until) {
+			m.until = m.until.Add(c.lease)
+		}
 		return decision{state: running, left: m.until.Sub(now)}, nil
 	case m.state == finished && now.Before(m.expires):
 		return decision{state: finished, answer: m.answer}, nil
@@ -100,10 +105,12 @@ func (s *memoryStore) end(key messageKey, holder string, to state, a answer) err
 	case m.state != running: // a repeat
 		return nil
 	}
-	m.state, m.answer, m.expires = to, a, time.Now().Add(s.ttl)
+	now := time.Now()
+	a.body = bytes.Clone(a.body) // it may be a few bytes of a large buffer, or one that is used again
+	m.state, m.answer, m.expires = to, a, now.Add(s.ttl)
 	s.size += m.answerBytes()
-	s.old = append(s.old, memoryItem{key, holder, m.expires})
-	s.forget(time.Now())
+	s.oldMessages = append(s.oldMessages, memoryItem{key, holder, now, m.expires})
+	s.forget(now)
 	return nil
 }
 
@@ -113,22 +120,39 @@ func (m *memoryMessage) answerBytes() int {
 	return len(m.answer.body) + len(m.answer.contentType) + len(m.answer.upstash)
 }
 
-// forget drops the oldest until the size is right, and then a few that have expired: few, so that nobody waits.
+// forget drops the oldest until the size is right, and a few that have expired: few, so that nobody waits.
 func (s *memoryStore) forget(now time.Time) {
-	for few := 4; len(s.old) > 0; few-- {
-		old := s.old[0]
-		if s.size <= s.limit && (few <= 0 || now.Before(old.expires)) {
-			return
+	for range 4 {
+		if len(s.oldTokens) > 0 && !now.Before(s.oldTokens[0].expires) {
+			s.forgetToken()
 		}
-		s.old = s.old[1:]
-		if old.holder == "" {
-			if t := s.tokens[old.key]; t.expires.Equal(old.expires) {
-				s.size -= memoryTokenBytes
-				delete(s.tokens, old.key)
-			}
-		} else if m := s.messages[old.key]; m != nil && m.state != running && m.holder == old.holder {
-			s.size -= memoryMessageBytes + m.answerBytes()
-			delete(s.messages, old.key)
+		if len(s.oldMessages) > 0 && !now.Before(s.oldMessages[0].expires) {
+			s.forgetMessage()
 		}
+	}
+	for s.size > s.limit && len(s.oldTokens)+len(s.oldMessages) > 0 {
+		if len(s.oldMessages) == 0 || len(s.oldTokens) > 0 && s.oldTokens[0].since.Before(s.oldMessages[0].since) {
+			s.forgetToken()
+		} else {
+			s.forgetMessage()
+		}
+	}
+}
+
+func (s *memoryStore) forgetToken() {
+	old := s.oldTokens[0]
+	s.oldTokens = s.oldTokens[1:]
+	if t, ok := s.tokens[old.key]; ok && t.expires.Equal(old.expires) {
+		s.size -= memoryTokenBytes
+		delete(s.tokens, old.key)
+	}
+}
+
+func (s *memoryStore) forgetMessage() {
+	old := s.oldMessages[0]
+	s.oldMessages = s.oldMessages[1:]
+	if m := s.messages[old.key]; m != nil && m.state != running && m.holder == old.holder {
+		s.size -= memoryMessageBytes + m.answerBytes()
+		delete(s.messages, old.key)
 	}
 }

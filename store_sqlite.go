@@ -215,7 +215,8 @@ func (s *sqliteStore) decide(tx *sql.Tx, c claim, now time.Time) (decision, erro
 }
 
 func (s *sqliteStore) complete(ctx context.Context, key messageKey, holder string, a answer) error {
-	return s.end(ctx, s.finish, key[:], holder, time.Now().UnixMilli()+ms(s.ttl), a.status, a.contentType, a.permanent, append([]byte{}, a.body...), a.upstash)
+	body := append([]byte{}, a.body...) // not nil, which would be NULL and filled in by a repeat
+	return s.end(ctx, s.finish, key[:], holder, time.Now().UnixMilli()+ms(s.ttl), a.status, a.contentType, a.permanent, body, a.upstash)
 }
 
 func (s *sqliteStore) release(ctx context.Context, key messageKey, holder string) error {

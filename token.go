@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -70,7 +69,7 @@ func checkSignature(token string, keys []signingKey) ([]byte, *signingKey, error
 	for i := range keys {
 		key := &keys[i]
 		if len(key.secret) == 0 { // would verify what anyone can sign
-			return nil, nil, errors.New("verify a token: the signing key is empty; set it")
+			return nil, nil, unauthorized("signature", "a signing key is empty; set it")
 		}
 		if jwt.SigningMethodHS256.Verify(token[:len(header)+1+len(payload)], signature, key.secret) != nil {
 			continue

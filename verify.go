@@ -37,7 +37,7 @@ type verifier struct {
 	now       func() time.Time
 }
 
-// verify returns the message that r carries, or a *refusal. It reads the body only of a request whose token,
+// verify returns the message that r carries; its error is a *refusal. It reads the body only of a request whose token,
 // claims and bearer are right. The caller owns the message and must release it.
 func (v *verifier) verify(w http.ResponseWriter, r *http.Request) (*Message, error) {
 	token, err := tokenOf(r)
