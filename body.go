@@ -21,41 +21,30 @@ type bodyReader struct {
 	draining context.Context // done: bodies still arriving are given up
 }
 
-// take reserves n bytes; the caller gives them back with b.held.Add(-n).
-func (b *bodyReader) take(n int64) bool {
+// take reserves n bytes, which the caller gives back with b.held.Add(-n), or returns a *refusal.
+func (b *bodyReader) take(n int64) error {
 	if b.held.Add(n) > maxHeldBytes {
 		b.held.Add(-n)
-		return false
+		return &refusal{http.StatusServiceUnavailable, "busy", fmt.Sprintf("the bodies of other messages fill the %d bytes that this machine gives them", maxHeldBytes), 5}
 	}
-	return true
+	return nil
 }
 
 // read returns r's body as it came, never decoded, and a function that says it is no longer needed; or a *refusal.
 func (b *bodyReader) read(w http.ResponseWriter, r *http.Request) ([]byte, func(), error) {
-	declared := r.ContentLength
-	if declared > b.limit {
-		return nil, nil, b.tooLarge(fmt.Sprintf("%d bytes", declared))
-	}
-	held := declared
-	if declared < 0 { // chunked: any length up to the limit
-		held = b.limit
-	}
-	if !b.take(held) {
-		return nil, nil, &refusal{http.StatusServiceUnavailable, "busy", fmt.Sprintf("the bodies of other messages fill the %d bytes that this machine gives them", maxHeldBytes), 5}
+	if r.ContentLength > b.limit {
+		return nil, nil, b.tooLarge(fmt.Sprintf("%d bytes", r.ContentLength))
 	}
 	body, err := b.arrive(w, r)
 	if err != nil {
-		b.held.Add(-held)
+		b.held.Add(-int64(cap(body)))
 		return nil, nil, err
 	}
-	if declared < 0 {
-		b.held.Add(int64(cap(body)) - held)
-		held = int64(cap(body))
-	}
-	return body, func() { b.held.Add(-held) }, nil
+	return body, func() { b.held.Add(-int64(cap(body))) }, nil
 }
 
-func (b *bodyReader) arrive(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+// arrive returns what has arrived, whose capacity it has reserved, even with an error.
+func (b *bodyReader) arrive(w http.ResponseWriter, r *http.Request) (body []byte, err error) {
 	if r.ContentLength == 0 {
 		return nil, nil
 	}
@@ -64,25 +53,45 @@ func (b *bodyReader) arrive(w http.ResponseWriter, r *http.Request) ([]byte, err
 	_ = control.SetWriteDeadline(time.Now().Add(writeTimeout))
 	stop := context.AfterFunc(b.draining, func() { _ = control.SetReadDeadline(time.Now()) })
 	defer stop()
-	var body []byte
-	var err error
-	if r.ContentLength > 0 {
+	if r.ContentLength < 0 {
+		body, err = b.readChunks(r.Body)
+	} else if err = b.take(r.ContentLength); err == nil {
 		body = make([]byte, r.ContentLength)
 		_, err = io.ReadFull(r.Body, body)
-	} else {
-		body, err = io.ReadAll(io.LimitReader(r.Body, b.limit+1))
 	}
 	switch {
-	case err == nil && int64(len(body)) > b.limit:
-		return nil, b.tooLarge("more")
-	case err == nil:
-		return body, nil
+	case err == nil || errors.As(err, new(*refusal)):
+		return body, err
 	case b.draining.Err() != nil:
-		return nil, stopping()
+		return body, stopping()
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, &refusal{http.StatusRequestTimeout, "stalled", fmt.Sprintf("headers and body did not arrive within %s", readTimeout), 0}
+		return body, &refusal{http.StatusRequestTimeout, "stalled", fmt.Sprintf("headers and body did not arrive within %s", readTimeout), 0}
 	}
-	return nil, &refusal{http.StatusRequestTimeout, "cut short", "the body ended before its end: " + err.Error(), 0}
+	return body, &refusal{http.StatusRequestTimeout, "cut short", "the body ended before its end: " + err.Error(), 0}
+}
+
+// readChunks reads a body that has not said how long it is, and reserves as it grows.
+func (b *bodyReader) readChunks(from io.Reader) (body []byte, err error) {
+	for err == nil {
+		if size := int64(cap(body)); int64(len(body)) == size {
+			more := min(max(size, 4<<10), b.limit+1-size)
+			if err := b.take(more); err != nil {
+				return body, err
+			}
+			grown := make([]byte, size, size+more)
+			copy(grown, body)
+			body = grown
+		}
+		var n int
+		n, err = from.Read(body[len(body):cap(body)])
+		if body = body[:len(body)+n]; int64(len(body)) > b.limit {
+			return body, b.tooLarge("more")
+		}
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return body, err
 }
 
 func (b *bodyReader) tooLarge(size string) *refusal {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"net/url"
 	"time"
@@ -28,10 +29,14 @@ type config struct {
 const (
 	devCurrentKey = "sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r"
 	devNextKey    = "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs"
+	devRegion     = "DEVELOPMENT_"
 )
 
-const setKeys = "copy both keys from the Upstash console (QStash, Signing Keys) and set them in one command: " +
-	"flyctl secrets set QSTASH_CURRENT_SIGNING_KEY=sig_... QSTASH_NEXT_SIGNING_KEY=sig_..."
+// setKeys says how to set the pair of a region: "", "EU_CENTRAL_1_", "US_EAST_1_".
+func setKeys(region string) string {
+	return fmt.Sprintf("copy both keys from the Upstash console (QStash, Signing Keys) and set them in one command: "+
+		"flyctl secrets set %sQSTASH_CURRENT_SIGNING_KEY=sig_... %[1]sQSTASH_NEXT_SIGNING_KEY=sig_...", region)
+}
 
 // loadConfig reads every setting from getenv. Its error names every wrong one, a line each, and never a secret.
 func loadConfig(getenv func(string) string) (config, error) {

@@ -140,6 +140,7 @@ func inWords(c config) string {
 }
 
 func TestWrongSettings(t *testing.T) {
+	in := func(region, text string) string { return strings.ReplaceAll(text, " QSTASH_", " "+region+"QSTASH_") }
 	t.Parallel()
 	const (
 		fix       = "copy both keys from the Upstash console (QStash, Signing Keys) and set them in one command: flyctl secrets set QSTASH_CURRENT_SIGNING_KEY=sig_... QSTASH_NEXT_SIGNING_KEY=sig_..."
@@ -159,10 +160,10 @@ func TestWrongSettings(t *testing.T) {
 		{"no current key", settings{current: ""}, []string{current + ": not set, but " + next + " is; " + fix}},
 		{"no next key", settings{next: ""}, []string{next + ": not set, but " + current + " is; " + fix}},
 		{"half a regional pair beside a whole one", settings{"EU_CENTRAL_1_" + current: euCurrent},
-			[]string{"EU_CENTRAL_1_" + next + ": not set, but EU_CENTRAL_1_" + current + " is; " + fix}},
+			[]string{"EU_CENTRAL_1_" + next + ": not set, but EU_CENTRAL_1_" + current + " is; " + in("EU_CENTRAL_1_", fix)}},
 		{"two halves of different pairs", settings{next: "", "US_EAST_1_" + next: euNext}, []string{
 			next + ": not set, but " + current + " is; " + fix,
-			"US_EAST_1_" + current + ": not set, but US_EAST_1_" + next + " is; " + fix,
+			"US_EAST_1_" + current + ": not set, but US_EAST_1_" + next + " is; " + in("US_EAST_1_", fix),
 		}},
 		{"half a pair with QSTASH_DEV", settings{next: "", "QSTASH_DEV": "true"}, []string{next + ": not set, but " + current + " is; " + fix}},
 
@@ -175,13 +176,13 @@ func TestWrongSettings(t *testing.T) {
 		{"the published keys on Fly, swapped", settings{current: devNextKey, next: devCurrentKey, "FLY_APP_NAME": "app"}, []string{current + published, next + published}},
 		{"a published next key on Fly", settings{next: devNextKey + "\n", "FLY_APP_NAME": "app"}, []string{next + published}},
 		{"published regional keys on Fly", settings{"US_EAST_1_" + current: devCurrentKey, "US_EAST_1_" + next: euNext, "FLY_APP_NAME": "app"},
-			[]string{"US_EAST_1_" + current + published}},
+			[]string{"US_EAST_1_" + current + in("US_EAST_1_", published)}},
 
 		{"a path", settings{"RECEIVER_URL": "https://app.fly.dev/hook"}, []string{`RECEIVER_URL: "https://app.fly.dev/hook" has a path; give the origin alone: https://app.fly.dev`}},
-		{"a query", settings{"RECEIVER_URL": "https://app.fly.dev?x=1"}, []string{`RECEIVER_URL: "https://app.fly.dev?x=1" has a query or a fragment; give it without`}},
-		{"an empty query", settings{"RECEIVER_URL": "https://app.fly.dev/?"}, []string{`RECEIVER_URL: "https://app.fly.dev/?" has a query or a fragment; give it without`}},
-		{"a fragment", settings{"RECEIVER_URL": "https://app.fly.dev#x"}, []string{`RECEIVER_URL: "https://app.fly.dev#x" has a query or a fragment; give it without`}},
-		{"a login", settings{"RECEIVER_URL": "https://me:hunter2@app.fly.dev"}, []string{`RECEIVER_URL: "https://me:xxxxx@app.fly.dev" has a login; give it without one`}},
+		{"a query", settings{"RECEIVER_URL": "https://app.fly.dev?x=1"}, []string{`RECEIVER_URL: https://app.fly.dev has a query or a fragment behind it; give it without`}},
+		{"an empty query", settings{"RECEIVER_URL": "https://app.fly.dev/?"}, []string{`RECEIVER_URL: https://app.fly.dev has a query or a fragment behind it; give it without`}},
+		{"a fragment", settings{"RECEIVER_URL": "https://app.fly.dev#x"}, []string{`RECEIVER_URL: https://app.fly.dev has a query or a fragment behind it; give it without`}},
+		{"a login", settings{"RECEIVER_URL": "https://me:hunter2@app.fly.dev"}, []string{`RECEIVER_URL: https://app.fly.dev has a login before it; give it without`}},
 		{"no scheme", settings{"RECEIVER_URL": "app.fly.dev"}, []string{`RECEIVER_URL: not an http or https URL; ` + likeThis}},
 		{"another scheme", settings{"RECEIVER_URL": "ftp://app.fly.dev"}, []string{`RECEIVER_URL: not an http or https URL; ` + likeThis}},
 		{"no host", settings{"RECEIVER_URL": "https://:8080"}, []string{`RECEIVER_URL: not an http or https URL; ` + likeThis}},
@@ -214,8 +215,10 @@ func TestWrongSettings(t *testing.T) {
 			`STORE_URL: not a Redis URL; write it like rediss://default:password@host:6379, with / ? # % in the password as %2F %3F %23 %25`,
 		}},
 		{"remembering for no time", settings{"STORE_TTL": "0s"}, []string{`STORE_TTL: "0s" is not a duration of at least 1ms; write it like 45s, 1m30s or 72h`}},
-		{"a service with a query", settings{"FORWARD_URL": "http://app.internal/?x"}, []string{`FORWARD_URL: "http://app.internal/?x" has a query or a fragment; give it without`}},
-		{"a service with a login", settings{"FORWARD_URL": "http://me:hunter2@app.internal"}, []string{`FORWARD_URL: "http://me:xxxxx@app.internal" has a login; give it without one`}},
+		{"a port too high for a URL", settings{"RECEIVER_URL": "https://app.fly.dev:65536"}, []string{`RECEIVER_URL: https://app.fly.dev:65536 has no port of a network; give one up to 65535`}},
+		{"a user name that is a secret", settings{"RECEIVER_URL": "https://hunter2@app.fly.dev"}, []string{`RECEIVER_URL: https://app.fly.dev has a login before it; give it without`}},
+		{"a service with a query", settings{"FORWARD_URL": "http://app.internal/?hunter2"}, []string{`FORWARD_URL: http://app.internal has a query or a fragment behind it; give it without`}},
+		{"a service with a login", settings{"FORWARD_URL": "http://me:hunter2@app.internal"}, []string{`FORWARD_URL: http://app.internal has a login before it; give it without`}},
 		{"the metrics on the public port", settings{"METRICS_PORT": "8080"}, []string{`METRICS_PORT: it is 8080 like PORT; the metrics need a port of their own`}},
 		{"a metrics port too high", settings{"METRICS_PORT": "65536"}, []string{`METRICS_PORT: "65536" is not a whole number from 0 to 65535`}},
 

@@ -53,26 +53,25 @@ func (d *deliverer) deliver(m *Message) (outcome, error) {
 			return o, err
 		}
 	}
-	settle := func(res result) outcome {
-		o := outcomeOf(res)
+	settle := func(o outcome) outcome {
 		if known {
 			d.record(c, o)
 		}
 		return o
 	}
 	ctx, cancel := context.WithTimeout(withLog(context.Background(), d.log, m), d.timeout)
-	done := make(chan result, 1)
+	done := make(chan outcome, 1)
 	go d.call(ctx, m, done)
 	select {
-	case res := <-done:
+	case o := <-done:
 		cancel()
-		return settle(res), nil
+		return settle(o), nil
 	case <-ctx.Done():
 		cancel()
 	}
 	select {
-	case res := <-done:
-		return settle(res), nil
+	case o := <-done:
+		return settle(o), nil
 	case <-time.After(d.grace):
 	}
 	// Only its return ends a run: until then the message stays claimed, and in flight.
@@ -149,17 +148,20 @@ type result struct {
 // errPanic is all that QStash learns of a panic; the log has the rest.
 var errPanic = errors.New("panic")
 
-// call runs the business logic and sends how it ended: it returned, panicked or called runtime.Goexit.
-func (d *deliverer) call(ctx context.Context, m *Message, done chan<- result) {
+// call runs the business logic and sends what its end means: it returned, panicked or called runtime.Goexit. The
+// error's own methods are the user's code too, so they are called here.
+func (d *deliverer) call(ctx context.Context, m *Message, done chan<- outcome) {
 	began := time.Now()
-	res := result{err: errPanic}
+	o := outcomeOf(result{err: errPanic})
 	defer func() {
 		if p := recover(); p != nil {
 			Log(ctx).Error("panic in the business logic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
-		res.late = ctx.Err() != nil
 		d.metrics.handling.Observe(time.Since(began).Seconds())
-		done <- res
+		done <- o
 	}()
+	var res result
 	res.answer, res.err = d.run(ctx, m)
+	res.late = ctx.Err() != nil
+	o = outcomeOf(res)
 }

@@ -75,6 +75,10 @@ func TestOutcomes(t *testing.T) {
 		}, 503, `{"error":"boom"}`, map[string]string{"Retry-After": "60"}, "retry", "WARN", 2, ""},
 		{"a panic", func(context.Context, *Message) ([]byte, error) { panic("the secret is 42") },
 			500, `{"error":"panic"}`, nil, "panic", "ERROR", 2, ""},
+		{"an error that panics", func(context.Context, *Message) ([]byte, error) { var e *typedNil; return nil, e },
+			500, `{"error":"panic"}`, nil, "panic", "ERROR", 2, ""},
+		{"an error's text with what HTML would escape", func(context.Context, *Message) ([]byte, error) { return nil, errors.New("a < b & c") },
+			500, `{"error":"a < b & c"}`, nil, "error", "ERROR", 2, ""},
 		{"a goroutine that ends", func(context.Context, *Message) ([]byte, error) { runtime.Goexit(); return nil, nil },
 			500, `{"error":"panic"}`, nil, "panic", "ERROR", 2, ""},
 	} {
@@ -114,6 +118,11 @@ func TestOutcomes(t *testing.T) {
 		})
 	}
 }
+
+// typedNil is an error whose nil pointer is not a nil error, and has no text.
+type typedNil struct{ text string }
+
+func (e *typedNil) Error() string { return e.text }
 
 func TestPanicIsLoggedWithItsStack(t *testing.T) {
 	t.Parallel()

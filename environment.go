@@ -82,28 +82,28 @@ func (e *environment) keys(dev bool, flyApp string) []signingKey {
 		case c == "" && n == "":
 			continue
 		case c == "":
-			e.wrong(currentName, "not set, but %s is; %s", nextName, setKeys)
+			e.wrong(currentName, "not set, but %s is; %s", nextName, setKeys(region))
 		case n == "":
-			e.wrong(nextName, "not set, but %s is; %s", currentName, setKeys)
+			e.wrong(nextName, "not set, but %s is; %s", currentName, setKeys(region))
 		}
 		published := []string{devCurrentKey, devNextKey}
 		for _, key := range [][2]string{{currentName, c}, {nextName, n}} {
 			if flyApp != "" && slices.Contains(published, key[1]) {
-				e.wrong(key[0], "this is the published development key, with which anyone can sign; %s", setKeys)
+				e.wrong(key[0], "this is the published development key, with which anyone can sign; %s", setKeys(region))
 			}
 		}
 		current = append(current, signingKey{name: "current", secret: []byte(c), region: region})
 		next = append(next, signingKey{name: "next", secret: []byte(n), region: region})
 	}
 	if dev && flyApp != "" {
-		e.wrong("QSTASH_DEV", "refused on Fly (FLY_APP_NAME is %q): anyone can sign with the development keys; unset it and %s", flyApp, setKeys)
+		e.wrong("QSTASH_DEV", "refused on Fly (FLY_APP_NAME is %q): anyone can sign with the development keys; unset it and %s", flyApp, setKeys(""))
 	} else if dev {
-		current = append(current, signingKey{name: "current", secret: []byte(devCurrentKey), region: "development"})
-		next = append(next, signingKey{name: "next", secret: []byte(devNextKey), region: "development"})
+		current = append(current, signingKey{name: "current", secret: []byte(devCurrentKey), region: devRegion})
+		next = append(next, signingKey{name: "next", secret: []byte(devNextKey), region: devRegion})
 	}
 	if len(current) == 0 && len(e.errs) == wrong {
 		e.wrong("QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY",
-			"not set; %s (on your own machine, QSTASH_DEV=true uses the keys of QStash's local server)", setKeys)
+			"not set; %s (on your own machine, QSTASH_DEV=true uses the keys of QStash's local server)", setKeys(""))
 	}
 	return append(current, next...)
 }
@@ -121,7 +121,7 @@ func (e *environment) originList(name, def string) []string {
 			continue
 		}
 		if u.Path != "" && u.Path != "/" {
-			e.wrong(name, "%q has a path; give the origin alone: %s", u.Redacted(), origin(u))
+			e.wrong(name, "%q has a path; give the origin alone: %s", u, origin(u))
 			continue
 		}
 		list = append(list, origin(u))
@@ -138,9 +138,11 @@ func (e *environment) httpURL(name, v string) *url.URL {
 	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
 		e.wrong(name, "not an http or https URL; write it like https://host or http://host:port") // v may be a login
 	case u.User != nil:
-		e.wrong(name, "%q has a login; give it without one", u.Redacted())
+		e.wrong(name, "%s has a login before it; give it without", origin(u))
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
-		e.wrong(name, "%q has a query or a fragment; give it without", u.Redacted())
+		e.wrong(name, "%s has a query or a fragment behind it; give it without", origin(u))
+	case len(u.Port()) > 5 || len(u.Port()) == 5 && u.Port() > "65535":
+		e.wrong(name, "%s has no port of a network; give one up to 65535", origin(u))
 	default:
 		return u
 	}

@@ -73,9 +73,11 @@ func (f *forwarder) url(target string) *url.URL {
 	base := strings.TrimSuffix(f.to.EscapedPath(), "/")
 	u := &url.URL{Scheme: f.to.Scheme, Host: f.to.Host}
 	if base == "" && strings.HasPrefix(target, "//") { // an opaque part must not look like a host
-		path, query, _ := strings.Cut(target, "?")
-		u.Path, u.RawPath, u.RawQuery = path, path, query
-		return u
+		if p, err := url.ParseRequestURI(target); err == nil && p.RequestURI() == target {
+			p.Scheme, p.Host = f.to.Scheme, f.to.Host
+			return p
+		}
+		base = f.to.Scheme + "://" + f.to.Host // the absolute form: it alone keeps such bytes as they are
 	}
 	u.Opaque = base + target
 	return u
@@ -92,6 +94,12 @@ func (f *forwarder) header(h http.Header) http.Header {
 	for _, name := range []string{"Connection", "Proxy-Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
 		"Proxy-Authenticate", "Proxy-Authorization", "Expect", "Accept-Encoding"} {
 		h.Del(name)
+	}
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if v, ok := h[name]; ok { // by this spelling Go's transport would take leave to send twice
+			delete(h, name)
+			h[strings.ToLower(name)] = v
+		}
 	}
 	if f.bearer {
 		h.Del("Authorization")
@@ -111,6 +119,9 @@ func (f *forwarder) answer(reply *http.Response) (answer, error) {
 		permanent:   reply.StatusCode == 489 && strings.EqualFold(reply.Header.Get("Upstash-NonRetryable-Error"), "true"),
 	}
 	a.upstash = upstashHeaders(reply.Header)
+	if a.status < 200 { // a switched protocol: its body is a connection, which ctx does not end
+		return answer{}, badGateway("FORWARD_URL answered %d, which is no answer to a POST", a.status)
+	}
 	success := a.status >= 200 && a.status <= 299
 	body, err := io.ReadAll(io.LimitReader(reply.Body, f.maxReply+1))
 	switch {
@@ -122,10 +133,7 @@ func (f *forwarder) answer(reply *http.Response) (answer, error) {
 		lost := errorAnswer(a.status, "the body of FORWARD_URL's answer was cut short or over MAX_BODY_BYTES")
 		a.contentType, a.body = lost.contentType, lost.body
 	}
-	switch {
-	case a.status < 200:
-		return answer{}, badGateway("FORWARD_URL answered %d, which is no answer to a POST", a.status)
-	case !success:
+	if !success {
 		return answer{}, &upstreamError{a, fmt.Sprintf("FORWARD_URL answered %d", a.status)}
 	}
 	a.retryAfter = ""

@@ -61,6 +61,16 @@ func TestForwardedAnswers(t *testing.T) {
 		{"500", func(w http.ResponseWriter, r *http.Request) { http.Error(w, "oops", 500) }, 500, "oops\n", nil, "upstream", 2, ""},
 		{"a redirect is not followed", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },
 			302, "", map[string]string{"Location": ""}, "upstream", 2, ""},
+		{"a switched protocol", func(w http.ResponseWriter, r *http.Request) {
+			c, _, err := http.NewResponseController(w).Hijack()
+			if err == nil {
+				defer c.Close()
+				_, err = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+			}
+			if err != nil {
+				panic(err)
+			}
+		}, 502, `{"error":"FORWARD_URL answered 101, which is no answer to a POST"}`, nil, "upstream", 2, ""},
 		{"no answer", func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) },
 			502, `{"error":"no answer from FORWARD_URL: EOF"}`, nil, "upstream", 2, ""},
 		{"no answer by the deadline", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
@@ -95,7 +105,7 @@ func TestForwardedAnswers(t *testing.T) {
 				}
 			}
 			line := log.await(t, `"outcome":"`+row.outcome+`"`)
-			if reason, _ := line["reason"].(string); row.status == 502 && !strings.Contains(reason, "EOF") || row.status == 500 && reason != "FORWARD_URL answered 500" {
+			if reason, _ := line["reason"].(string); row.status == 502 && !strings.Contains(row.body, reason) || row.status == 500 && reason != "FORWARD_URL answered 500" {
 				t.Errorf("logged %v", line)
 			}
 			if runs.Load() != row.runs {
@@ -124,6 +134,12 @@ func TestForwardedRequest(t *testing.T) {
 		{"", `/a|b"{}`, `/a|b"{}`},
 		{"", "//evil.example/x?y", "//evil.example/x?y"},
 		{"/base/", "/x?", "/base/x?"},
+		{"", "//a%2Fb?", "//a%2Fb?"},
+		{"", "//a%20b", "//a%20b"},
+		{"", "http://evil.example/a|b?", "/a|b?"},
+		{"", "http://evil.example//a%2Fb", "//a%2Fb"},
+		{"", "http://evil.example?x", "/?x"},
+		{"", "http://evil.example", "/"},
 		{"/ba%2Fse", "//x", "/ba%2Fse//x"},
 	} {
 		url, _ := startServer(t, map[string]string{"FORWARD_URL": service.URL + row.base}, func(*server) {})
@@ -181,6 +197,28 @@ func TestForwardReusesConnections(t *testing.T) {
 	}
 	if connections.Load() != 1 {
 		t.Errorf("20 messages, one after the other, took %d connections", connections.Load())
+	}
+}
+
+// Go's transport repeats a request with an idempotency key when a connection breaks.
+func TestForwardDoesNotRepeat(t *testing.T) {
+	t.Parallel()
+	var posts atomic.Int64
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		posts.Add(1)
+		if _, err := io.Copy(io.Discard, r.Body); err != nil || r.Header.Get("Idempotency-Key") == "break" {
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	defer service.Close()
+	url, _ := startServer(t, map[string]string{"FORWARD_URL": service.URL}, func(*server) {})
+	for key, status := range map[string]int{"keep": 200, "break": 502} {
+		do(t, sending{body: "warm up the connection"}.request(t, url))
+		posts.Store(0)
+		got := do(t, sending{body: "x", header: map[string]string{"Idempotency-Key": key}}.request(t, url))
+		if got.status != status || posts.Load() != 1 {
+			t.Errorf("%s: got %+v after %d posts", key, got, posts.Load())
+		}
 	}
 }
 

@@ -16,7 +16,8 @@ import (
 // A panic is an error. ctx ends after HANDLER_TIMEOUT, not when the caller hangs up. The error's text is what you
 // read in QStash's console. Log(ctx) logs with the message's id.
 
-// handle is the business logic. The reply is sent as JSON if it is that, else as text.
+// handle is the business logic. The reply is sent as JSON if it is that, else as text; it must not be changed after
+// the return.
 func handle(ctx context.Context, m *Message) ([]byte, error) {
 	Log(ctx).Info("message", "path", m.URL.Path, "attempt", m.Unverified.Attempt, "body", Excerpt(m.Body))
 	return nil, nil

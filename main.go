@@ -53,15 +53,17 @@ var source string
 
 func main() {
 	ctx, stop := context.WithCancel(context.Background())
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	go func() {
-		<-signals
-		stop()
-		<-signals
-		fmt.Fprintln(os.Stderr, "receiver: ended at once by a second signal")
-		os.Exit(1)
-	}()
+	if len(os.Args) == 1 { // serving; a command ends as any other does
+		signals := make(chan os.Signal, 2)
+		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+		go func() {
+			<-signals
+			stop()
+			<-signals
+			fmt.Fprintln(os.Stderr, "receiver: ended at once by a second signal")
+			os.Exit(1)
+		}()
+	}
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
 	if err == nil {
 		return

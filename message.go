@@ -41,10 +41,6 @@ type Unverified struct {
 
 // newMessage is for verifier.verify alone.
 func newMessage(r *http.Request, u *url.URL, body []byte, c claims, release func()) *Message {
-	target := r.RequestURI
-	if !strings.HasPrefix(target, "/") { // an absolute one
-		target = u.RequestURI()
-	}
 	return &Message{
 		URL:  u,
 		Body: body,
@@ -58,9 +54,22 @@ func newMessage(r *http.Request, u *url.URL, body []byte, c claims, release func
 			Header:     r.Header,
 		},
 		claims:  c,
-		target:  target,
+		target:  targetOf(r.RequestURI),
 		release: release,
 	}
+}
+
+// targetOf is the path and query of a request target, to the byte; an absolute one names a host before them.
+func targetOf(requestURI string) string {
+	_, rest, absolute := strings.Cut(requestURI, "://")
+	if strings.HasPrefix(requestURI, "/") || !absolute {
+		return requestURI
+	}
+	path := rest[len(rest)-len(strings.TrimLeftFunc(rest, func(r rune) bool { return r != '/' && r != '?' })):]
+	if !strings.HasPrefix(path, "/") {
+		return "/" + path
+	}
+	return path
 }
 
 // attempt is 0 where the header is absent or no number.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -112,6 +113,9 @@ func okAnswer(reply []byte) answer {
 }
 
 func errorAnswer(status int, text string) answer {
-	body, _ := json.Marshal(map[string]string{"error": text}) // no text is an error
-	return answer{status: status, contentType: "application/json", body: body}
+	var body bytes.Buffer
+	e := json.NewEncoder(&body)
+	e.SetEscapeHTML(false) // people read it in a console
+	_ = e.Encode(map[string]string{"error": text})
+	return answer{status: status, contentType: "application/json", body: bytes.TrimSuffix(body.Bytes(), []byte("\n"))}
 }

@@ -52,9 +52,9 @@ func stop(web *http.Server, inFlight *inFlight, limit time.Duration, log *slog.L
 	case <-time.After(limit):
 		return fmt.Errorf("stop: still running after %s: %s", limit, strings.Join(inFlight.left(), ", "))
 	}
-	select { // the last answers leave; a stranger that keeps a connection open is not waited for
+	select { // the answers are written, the last bytes leave; a stranger that keeps a connection open is not waited for
 	case <-closed:
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Second):
 		_ = web.Close()
 	}
 	return nil
@@ -64,6 +64,7 @@ func stop(web *http.Server, inFlight *inFlight, limit time.Duration, log *slog.L
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	line := newLine(r)
 	if r.URL.Path == "/healthz" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+		closeUnread(w, r)
 		respond(w, answer{status: http.StatusOK, contentType: "text/plain; charset=utf-8", body: []byte("ok")})
 		return
 	}
@@ -105,7 +106,7 @@ func (s *server) verifiedWith(key *signingKey) {
 	}
 	switch last, known := s.keys.Swap(key.region, key.name); {
 	case last != key.name && key.name == "next":
-		s.log.Warn("messages now verify with the next signing key: the keys were rolled. " + setKeys)
+		s.log.Warn("messages now verify with the next signing key: the keys were rolled. " + setKeys(strings.TrimPrefix(key.region, devRegion)))
 	case last != key.name && known:
 		s.log.Info("messages verify with the current signing key again")
 	}
@@ -127,14 +128,19 @@ func (s *server) refuse(w http.ResponseWriter, r *http.Request, line line, err e
 	if ref.retryAfter > 0 {
 		a.retryAfter = retryAfterSeconds(time.Duration(ref.retryAfter) * time.Second)
 	}
-	if r.ContentLength != 0 {
-		w.Header().Set("Connection", "close")
-	}
+	closeUnread(w, r)
 	respond(w, a)
 	s.metrics.deliveries.WithLabelValues("refused", ref.reason).Inc()
 	s.refusals.line(func(leftOut int) {
 		s.log.Warn("delivery", append(line.fields("refused", ref.reason, ref.status), "detail", ref.detail, "left_out", leftOut)...)
 	})
+}
+
+// closeUnread has r answered without waiting for a body that is still to come.
+func closeUnread(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		w.Header().Set("Connection", "close")
+	}
 }
 
 // respond writes a.

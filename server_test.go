@@ -97,6 +97,7 @@ func TestAnswersBeforeTheBody(t *testing.T) {
 			`{"error":"too large: the body has 2001 bytes, MAX_BODY_BYTES allows 2000"}`, map[string]string{"Connection": "close"}},
 		{"a body that the other bodies leave no room for", busy, signed(promise), 503,
 			`{"error":"busy: the bodies of other messages fill the 67108864 bytes that this machine gives them"}`, map[string]string{"Retry-After": "5", "Connection": "close"}},
+		{"a health check that promises a body", url, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + promise + "\r\n", 200, "ok", map[string]string{"Connection": "close"}},
 		{"OPTIONS *", url, "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 405, `{"error":"method not allowed"}`, map[string]string{"Allow": "POST"}},
 		{"CONNECT", url, "CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n", 405, `{"error":"method not allowed"}`, map[string]string{"Allow": "POST"}},
 	} {

@@ -33,7 +33,11 @@ func newServer(c config, remembered store, log *slog.Logger) *server {
 
 // announce logs what the program runs with, and what its owner should know of that.
 func (c config) announce(log *slog.Logger, address string) {
-	log.Info("receiving", "address", address, "urls", c.origins, "store", c.store.kind, "keys", len(c.keys))
+	forward := ""
+	if c.forward != nil {
+		forward = c.forward.String() // which has no login
+	}
+	log.Info("receiving", "address", address, "urls", c.origins, "store", c.store.kind, "keys", len(c.keys), "forward", forward)
 	if c.dev {
 		log.Warn("QSTASH_DEV IS ON: ANYONE CAN SIGN MESSAGES, because the keys of QStash's local server are published")
 	}

@@ -81,7 +81,7 @@ func sign(args []string, getenv func(string) string, stdin io.Reader, stdout io.
 		_, err = fmt.Fprintln(stdout, token)
 		return err
 	}
-	_, err = io.WriteString(stdout, curl(*to, token, c.bearer, body))
+	_, err = io.WriteString(stdout, curl(target.String(), token, c.bearer, body))
 	return err
 }
 

@@ -9,7 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
-	_ "modernc.org/sqlite"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // sqliteStore remembers in a file, for one process at a time. What was answered is on the disk. The leases of a
@@ -63,7 +64,7 @@ func openSQLite(ctx context.Context, path string, ttl time.Duration) (_ *sqliteS
 	}
 	dsn := url.URL{Scheme: "file", Path: absolute, RawQuery: url.Values{
 		// In the order in which the driver applies them; locked before WAL, there is no shared memory file.
-		"_busy_timeout": {"10000"},
+		"_busy_timeout": {"100"},
 		"_pragma":       {"locking_mode(EXCLUSIVE)"},
 		"_journal_mode": {"WAL"},
 		"_synchronous":  {"FULL"},
@@ -75,8 +76,14 @@ func openSQLite(ctx context.Context, path string, ttl time.Duration) (_ *sqliteS
 	}
 	db.SetMaxOpenConns(1)
 	s := &sqliteStore{db: db, ttl: ttl, requests: make(chan *sqliteRequest, sqliteBatch), stopped: make(chan struct{})}
-	if err := s.prepare(ctx); err != nil {
-		return nil, errors.Join(err, db.Close())
+	for end := time.Now().Add(10 * time.Second); ; { // in small steps, so that a signal ends it
+		if err = s.prepare(ctx); err == nil {
+			break
+		}
+		var busy *sqlite.Error
+		if !errors.As(err, &busy) || busy.Code()&0xff != sqlite3.SQLITE_BUSY || time.Now().After(end) || ctx.Err() != nil {
+			return nil, errors.Join(err, db.Close())
+		}
 	}
 	go s.write()
 	return s, nil

@@ -80,7 +80,7 @@ func checkSignature(token string, keys []signingKey) ([]byte, *signingKey, error
 		}
 		return decoded, key, nil
 	}
-	return nil, nil, unauthorized("signature", "none of the %d signing keys made it: is it from QStash, and are these the keys that the Upstash console shows? %s", len(keys), setKeys)
+	return nil, nil, unauthorized("signature", "none of the %d signing keys made it: is it from QStash, and are these the keys that the Upstash console shows? %s", len(keys), setKeys(""))
 }
 
 func checkHeader(encoded string) error {

@@ -94,6 +94,9 @@ func tokenOf(r *http.Request) (string, error) {
 func checkSubject(subject string, origins []string, target *url.URL) (*url.URL, error) {
 	// Not target itself: an absolute request target names a host that nobody has verified.
 	u := &url.URL{Path: target.Path, RawPath: target.RawPath, RawQuery: target.RawQuery, ForceQuery: target.ForceQuery}
+	if u.Path == "" { // an absolute target that ends with its host
+		u.Path = "/"
+	}
 	pathAndQuery := target.RequestURI()
 	if !strings.HasPrefix(pathAndQuery, "/") {
 		return nil, unauthorized("subject", "the request is for %q, which is not a path", clip(pathAndQuery))

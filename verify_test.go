@@ -365,8 +365,9 @@ func TestVerifyRefuses(t *testing.T) {
 		{"a wrong bearer and a body too large", all(withLimit(10), withBearer("Bearer x")), 401, "bearer", ""},
 		{"a declared body over the limit", withLimit(10), 413, "too large", "MAX_BODY_BYTES allows 10"},
 		{"a body when 64 MiB are held", withHeld(64<<20 - 10), 503, "busy", "67108864"},
-		{"a chunked body that might go over 64 MiB", all(chunked, withHeld(64<<20-1<<20+1)), 503, "busy", ""},
+		{"a chunked body when 64 MiB are held", all(chunked, withHeld(64<<20-1)), 503, "busy", ""},
 	}, read: {
+		{"a chunked body that grows over 64 MiB", all(chunked, otherBody(strings.Repeat("x", 8<<10)), withHeld(64<<20-4<<10)), 503, "busy", ""},
 		{"a chunked body over the limit", all(chunked, withLimit(10)), 413, "too large", "MAX_BODY_BYTES allows 10"},
 		{"a body shorter than declared", withRequest(func(r *http.Request) { r.ContentLength++ }), 408, "cut short", ""},
 		{"a chunked body that breaks off", all(chunked, func(d *delivery) {
