@@ -49,8 +49,9 @@ func (b *bodyReader) arrive(w http.ResponseWriter, r *http.Request) (body []byte
 		return nil, nil
 	}
 	control := http.NewResponseController(w)
-	// A "100 Continue" is written by the first read, under whatever deadline the connection's last answer left.
-	_ = control.SetWriteDeadline(time.Now().Add(writeTimeout))
+	if r.Header.Get("Expect") != "" { // "100 Continue" is written by the first read, under the deadline of the last answer
+		_ = control.SetWriteDeadline(time.Now().Add(writeTimeout))
+	}
 	stop := context.AfterFunc(b.draining, func() { _ = control.SetReadDeadline(time.Now()) })
 	defer stop()
 	if r.ContentLength < 0 {

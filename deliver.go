@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"sync"
 	"time"
 )
 
@@ -41,47 +42,43 @@ type deliverer struct {
 	inFlight *inFlight
 }
 
-// storeTimeout ends each call of the store.
-const storeTimeout = 5 * time.Second
-
-// deliver runs the business logic on m, if no other delivery did or does, and says what to answer. A *refusal is
-// the only error.
-func (d *deliverer) deliver(m *Message) (outcome, error) {
+// deliver runs the business logic on m, if no other delivery did or does, and calls answer once: when the business
+// logic has returned or, if it ignores its context, d.grace after its deadline. It returns when the business logic
+// has; its error, a *refusal, is in place of an answer.
+func (d *deliverer) deliver(m *Message, answer func(outcome)) error {
 	c, known := newClaim(m, d.timeout+10*time.Second, d.storeTTL)
 	if known {
-		if o, err := d.claim(c); err != nil || o.name != "" {
-			return o, err
+		if o, err := d.claim(c); err != nil {
+			return err
+		} else if o.name != "" {
+			answer(o)
+			return nil
 		}
 	}
-	settle := func(o outcome) outcome {
+	ctx, cancel := context.WithTimeout(withLog(context.Background(), d.log, m), d.timeout)
+	defer cancel()
+	var once sync.Once
+	overdue := time.AfterFunc(d.timeout+d.grace, func() {
+		once.Do(func() {
+			o := failed("timeout", http.StatusGatewayTimeout, fmt.Sprintf("the business logic has not returned %s after its deadline", d.grace))
+			o.alone = true
+			answer(o)
+		})
+	})
+	defer overdue.Stop()
+	// On this goroutine: one of its own would cost as much as all of verifying does. Only its return ends the run:
+	// until then the message stays claimed.
+	d.call(ctx, m, func(o outcome) {
 		if known {
 			d.record(c, o)
 		}
-		return o
-	}
-	ctx, cancel := context.WithTimeout(withLog(context.Background(), d.log, m), d.timeout)
-	done := make(chan outcome, 1)
-	go d.call(ctx, m, done)
-	select {
-	case o := <-done:
-		cancel()
-		return settle(o), nil
-	case <-ctx.Done():
-		cancel()
-	}
-	select {
-	case o := <-done:
-		return settle(o), nil
-	case <-time.After(d.grace):
-	}
-	// Only its return ends a run: until then the message stays claimed, and in flight.
-	d.inFlight.hold(m)
-	go func() {
-		defer d.inFlight.end(m)
-		o := settle(<-done)
-		Log(ctx).Log(ctx, o.level, "business logic returned late", "outcome", o.name, "reason", o.reason)
-	}()
-	return failed("timeout", http.StatusGatewayTimeout, fmt.Sprintf("the business logic has not returned %s after its deadline", d.grace)), nil
+		late := true
+		once.Do(func() { answer(o); late = false })
+		if late {
+			Log(ctx).Log(ctx, o.level, "business logic returned late", "outcome", o.name, "reason", o.reason)
+		}
+	})
+	return nil
 }
 
 // claim returns an outcome without a name when c's message is c's to run. While another delivery runs it, that one
@@ -89,9 +86,7 @@ func (d *deliverer) deliver(m *Message) (outcome, error) {
 func (d *deliverer) claim(c claim) (outcome, error) {
 	giveUp := time.Now().Add(d.wait)
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
-		ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
-		now, err := d.store.claim(ctx, c)
-		cancel()
+		now, err := d.store.claim(c)
 		if err != nil { // fail closed: nothing is run
 			d.storeFailed("claim", err)
 			o := failed("store", http.StatusServiceUnavailable, "the store of handled messages does not answer")
@@ -122,13 +117,11 @@ func (d *deliverer) claim(c claim) (outcome, error) {
 // record completes or releases c's message. If it cannot, the answer stays as it is: a success that is answered
 // with an error would be repeated.
 func (d *deliverer) record(c claim, o outcome) {
-	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
-	defer cancel()
 	if o.final {
-		if err := d.store.complete(ctx, c.key, c.holder, kept(o.answer)); err != nil {
+		if err := d.store.complete(c.key, c.holder, kept(o.answer)); err != nil {
 			d.storeFailed("complete", err)
 		}
-	} else if err := d.store.release(ctx, c.key, c.holder); err != nil {
+	} else if err := d.store.release(c.key, c.holder); err != nil {
 		d.storeFailed("release", err)
 	}
 }
@@ -148,17 +141,22 @@ type result struct {
 // errPanic is all that QStash learns of a panic; the log has the rest.
 var errPanic = errors.New("panic")
 
-// call runs the business logic and sends what its end means: it returned, panicked or called runtime.Goexit. The
+// call runs the business logic and hands on what its end means: it returned, panicked or called runtime.Goexit. The
 // error's own methods are the user's code too, so they are called here.
-func (d *deliverer) call(ctx context.Context, m *Message, done chan<- outcome) {
+func (d *deliverer) call(ctx context.Context, m *Message, ended func(outcome)) {
 	began := time.Now()
-	o := outcomeOf(result{err: errPanic})
+	var o outcome
 	defer func() {
-		if p := recover(); p != nil {
+		p := recover()
+		if p != nil {
 			Log(ctx).Error("panic in the business logic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
+		if o.name == "" { // it did not get to the end
+			o = outcomeOf(result{err: errPanic})
+			o.alone = p == nil // runtime.Goexit
+		}
 		d.metrics.handling.Observe(time.Since(began).Seconds())
-		done <- o
+		ended(o)
 	}()
 	var res result
 	res.answer, res.err = d.run(ctx, m)

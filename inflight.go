@@ -11,18 +11,15 @@ type inFlight struct {
 	draining context.Context // done once drain was called
 	stop     context.CancelFunc
 	mu       sync.Mutex
-	holds    map[*Message]held
+	messages map[*Message]named
 	idle     chan struct{} // closed when draining and empty
 }
 
-// held is a message in flight. Its names are copies: the business logic may change the message.
-type held struct {
-	times    int
-	id, path string
-}
+// named is what a message in flight was called: the business logic may change the message.
+type named struct{ id, path string }
 
 func newInFlight() *inFlight {
-	f := &inFlight{holds: map[*Message]held{}, idle: make(chan struct{})}
+	f := &inFlight{messages: map[*Message]named{}, idle: make(chan struct{})}
 	f.draining, f.stop = context.WithCancel(context.Background())
 	return f
 }
@@ -34,31 +31,17 @@ func (f *inFlight) begin(m *Message) bool {
 	if f.draining.Err() != nil {
 		return false
 	}
-	f.holds[m] = held{1, clip(m.Unverified.ID), clip(m.URL.Path)}
+	f.messages[m] = named{clip(m.Unverified.ID), clip(m.URL.Path)}
 	return true
 }
 
-// hold keeps m, which has not ended, for one more end.
-func (f *inFlight) hold(m *Message) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	h := f.holds[m]
-	h.times++
-	f.holds[m] = h
-}
-
-// end takes one hold off m, and releases m with the last.
+// end takes m out, and releases it.
 func (f *inFlight) end(m *Message) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	h := f.holds[m]
-	if h.times--; h.times > 0 {
-		f.holds[m] = h
-		return
-	}
-	delete(f.holds, m)
+	delete(f.messages, m)
 	m.release()
-	if len(f.holds) == 0 && f.draining.Err() != nil {
+	if len(f.messages) == 0 && f.draining.Err() != nil {
 		close(f.idle)
 	}
 }
@@ -68,7 +51,7 @@ func (f *inFlight) drain() <-chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.stop()
-	if len(f.holds) == 0 {
+	if len(f.messages) == 0 {
 		close(f.idle)
 	}
 	return f.idle
@@ -78,7 +61,7 @@ func (f *inFlight) drain() <-chan struct{} {
 func (f *inFlight) count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.holds)
+	return len(f.messages)
 }
 
 // left names what has not ended.
@@ -86,8 +69,8 @@ func (f *inFlight) left() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var names []string
-	for _, h := range f.holds {
-		names = append(names, fmt.Sprintf("message %q to %s", h.id, h.path))
+	for _, m := range f.messages {
+		names = append(names, fmt.Sprintf("message %q to %s", m.id, m.path))
 	}
 	return names
 }

@@ -54,6 +54,7 @@ type outcome struct {
 	reason string
 	level  slog.Level
 	final  bool // no further run can change it
+	alone  bool // the request's goroutine will not finish the answer: it runs the business logic, or has ended with it
 	replay bool // it is the answer of an earlier delivery: with Idempotent-Replayed: true
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -85,17 +86,26 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.inFlight.end(m)
-	o, err := s.deliverer.deliver(m)
+	err = s.deliverer.deliver(m, func(o outcome) {
+		if o.replay {
+			w.Header().Set("Idempotent-Replayed", "true")
+		}
+		s.metrics.deliveries.WithLabelValues(o.name, "").Inc()
+		if s.log.Enabled(r.Context(), o.level) {
+			s.log.Log(r.Context(), o.level, "delivery", line.fields(o.name, o.reason, o.status)...)
+		}
+		if !o.alone {
+			respond(w, o.answer)
+			return
+		}
+		w.Header().Set("Connection", "close")
+		w.Header().Set("Content-Length", strconv.Itoa(len(o.body)))
+		respond(w, o.answer)
+		_ = http.NewResponseController(w).Flush()
+	})
 	if err != nil {
 		s.refuse(w, r, line, err)
-		return
 	}
-	if o.replay {
-		w.Header().Set("Idempotent-Replayed", "true")
-	}
-	respond(w, o.answer)
-	s.metrics.deliveries.WithLabelValues(o.name, "").Inc()
-	s.log.Log(r.Context(), o.level, "delivery", line.fields(o.name, o.reason, o.status)...)
 }
 
 // verifiedWith counts key, and logs when another key of its pair verifies than before.
@@ -128,12 +138,12 @@ func (s *server) refuse(w http.ResponseWriter, r *http.Request, line line, err e
 	if ref.retryAfter > 0 {
 		a.retryAfter = retryAfterSeconds(time.Duration(ref.retryAfter) * time.Second)
 	}
-	closeUnread(w, r)
-	respond(w, a)
 	s.metrics.deliveries.WithLabelValues("refused", ref.reason).Inc()
 	s.refusals.line(func(leftOut int) {
 		s.log.Warn("delivery", append(line.fields("refused", ref.reason, ref.status), "detail", ref.detail, "left_out", leftOut)...)
 	})
+	closeUnread(w, r)
+	respond(w, a)
 }
 
 // closeUnread has r answered without waiting for a body that is still to come.

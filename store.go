@@ -17,7 +17,7 @@ import (
 )
 
 // store remembers which messages are being run and which were handled, so that each is run once. Each method is one
-// decision, made for all processes that share the store. Those that change something may be repeated by the same
+// decision, made for all processes that share the store, and ends within storeTimeout, whatever became of the request. Those that change something may be repeated by the same
 // holder with the same effect: a client that heard no answer sends again.
 //
 // A finished or released message is remembered for STORE_TTL; in memory, less long where there are many.
@@ -25,15 +25,18 @@ type store interface {
 	// claim makes c.holder the holder of c.key for c.lease if no one holds it and it is not finished; else it says
 	// how things stand. Whatever it answers, it first binds c.token to c.key for c.tokenTTL, unless that token is
 	// bound to another key: then it claims nothing and answers replayed.
-	claim(ctx context.Context, c claim) (decision, error)
+	claim(c claim) (decision, error)
 	// complete makes a the answer of the message, for good. It returns errLeaseLost if another holder has taken the
 	// message or nothing is known of it; a lease that has lapsed but was not taken will do.
-	complete(ctx context.Context, key messageKey, holder string, a answer) error
+	complete(key messageKey, holder string, a answer) error
 	// release lets the next claim have the message. It returns errLeaseLost as complete does.
-	release(ctx context.Context, key messageKey, holder string) error
+	release(key messageKey, holder string) error
 	// close ends the store. No other call is under way or follows.
 	close() error
 }
+
+// storeTimeout ends each call of a store.
+const storeTimeout = 5 * time.Second
 
 var errLeaseLost = errors.New("the lease on the message was lost to another delivery")
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"sync"
 	"time"
 )
@@ -51,7 +50,7 @@ func newMemoryStore(ttl time.Duration) *memoryStore {
 	return &memoryStore{ttl: ttl, limit: 32 << 20, messages: map[messageKey]*memoryMessage{}, tokens: map[messageKey]memoryToken{}}
 }
 
-func (s *memoryStore) claim(_ context.Context, c claim) (decision, error) {
+func (s *memoryStore) claim(c claim) (decision, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -87,11 +86,11 @@ func (s *memoryStore) claim(_ context.Context, c claim) (decision, error) {
 	return decision{state: claimed}, nil
 }
 
-func (s *memoryStore) complete(_ context.Context, key messageKey, holder string, a answer) error {
+func (s *memoryStore) complete(key messageKey, holder string, a answer) error {
 	return s.end(key, holder, finished, a)
 }
 
-func (s *memoryStore) release(_ context.Context, key messageKey, holder string) error {
+func (s *memoryStore) release(key messageKey, holder string) error {
 	return s.end(key, holder, claimed, answer{})
 }
 

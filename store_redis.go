@@ -87,7 +87,9 @@ func openRedis(ctx context.Context, options *redis.Options, ttl, wait time.Durat
 	}
 }
 
-func (s *redisStore) claim(ctx context.Context, c claim) (decision, error) {
+func (s *redisStore) claim(c claim) (decision, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
 	keys := []string{redisMessage(c.key)}
 	if c.token != nil {
 		keys = append(keys, "qstash:token:"+hex.EncodeToString(c.token[:]))
@@ -113,15 +115,17 @@ func (s *redisStore) claim(ctx context.Context, c claim) (decision, error) {
 	return d, nil
 }
 
-func (s *redisStore) complete(ctx context.Context, key messageKey, holder string, a answer) error {
-	return s.end(ctx, key, holder, "status", a.status, "type", a.contentType, "permanent", a.permanent, "body", a.body, "upstash", a.upstash)
+func (s *redisStore) complete(key messageKey, holder string, a answer) error {
+	return s.end(key, holder, "status", a.status, "type", a.contentType, "permanent", a.permanent, "body", a.body, "upstash", a.upstash)
 }
 
-func (s *redisStore) release(ctx context.Context, key messageKey, holder string) error {
-	return s.end(ctx, key, holder, "until", 0)
+func (s *redisStore) release(key messageKey, holder string) error {
+	return s.end(key, holder, "until", 0)
 }
 
-func (s *redisStore) end(ctx context.Context, key messageKey, holder string, fields ...any) error {
+func (s *redisStore) end(key messageKey, holder string, fields ...any) error {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
 	args := append([]any{holder, ms(s.ttl)}, fields...)
 	held, err := redisEnd.Run(ctx, s.client, []string{redisMessage(key)}, args...).Bool()
 	if err == nil && !held {

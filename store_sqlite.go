@@ -156,7 +156,9 @@ func (s *sqliteStore) commit(batch []*sqliteRequest) error {
 }
 
 // do has decide run in a transaction, and returns when that is on the disk.
-func (s *sqliteStore) do(ctx context.Context, decide func(*sql.Tx) error) error {
+func (s *sqliteStore) do(decide func(*sql.Tx) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
 	r := &sqliteRequest{ctx: ctx, decide: decide, done: make(chan error, 1)}
 	select {
 	case s.requests <- r:
@@ -171,9 +173,9 @@ func (s *sqliteStore) do(ctx context.Context, decide func(*sql.Tx) error) error 
 	}
 }
 
-func (s *sqliteStore) claim(ctx context.Context, c claim) (decision, error) {
+func (s *sqliteStore) claim(c claim) (decision, error) {
 	decided := make(chan decision, 1) // not a variable: a late decision must not write to what the caller has left
-	err := s.do(ctx, func(tx *sql.Tx) error {
+	err := s.do(func(tx *sql.Tx) error {
 		d, err := s.decide(tx, c, time.Now())
 		decided <- d
 		return err
@@ -221,18 +223,18 @@ func (s *sqliteStore) decide(tx *sql.Tx, c claim, now time.Time) (decision, erro
 	}}, nil
 }
 
-func (s *sqliteStore) complete(ctx context.Context, key messageKey, holder string, a answer) error {
+func (s *sqliteStore) complete(key messageKey, holder string, a answer) error {
 	body := append([]byte{}, a.body...) // not nil, which would be NULL and filled in by a repeat
-	return s.end(ctx, s.finish, key[:], holder, time.Now().UnixMilli()+ms(s.ttl), a.status, a.contentType, a.permanent, body, a.upstash)
+	return s.end(s.finish, key[:], holder, time.Now().UnixMilli()+ms(s.ttl), a.status, a.contentType, a.permanent, body, a.upstash)
 }
 
-func (s *sqliteStore) release(ctx context.Context, key messageKey, holder string) error {
-	return s.end(ctx, s.free, key[:], holder, time.Now().UnixMilli()+ms(s.ttl))
+func (s *sqliteStore) release(key messageKey, holder string) error {
+	return s.end(s.free, key[:], holder, time.Now().UnixMilli()+ms(s.ttl))
 }
 
-func (s *sqliteStore) end(ctx context.Context, stmt *sql.Stmt, args ...any) error {
+func (s *sqliteStore) end(stmt *sql.Stmt, args ...any) error {
 	held := make(chan bool, 1)
-	err := s.do(ctx, func(tx *sql.Tx) error {
+	err := s.do(func(tx *sql.Tx) error {
 		ok, err := changed(tx.Stmt(stmt).Exec(args...))
 		held <- ok
 		return err

@@ -98,7 +98,7 @@ type contract struct {
 // want claims, and checks how things stand.
 func (s contract) want(c claim, want state) decision {
 	s.Helper()
-	d, err := s.claim(s.Context(), c)
+	d, err := s.claim(c)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func (s contract) await(c claim, want state) claim {
 	s.Helper()
 	for end := time.Now().Add(10 * time.Second); ; {
 		c.holder = rand.Text()
-		d, err := s.claim(s.Context(), c)
+		d, err := s.claim(c)
 		if err != nil {
 			s.Fatal(err)
 		}
@@ -147,7 +147,7 @@ func TestStoreContract(t *testing.T) {
 				for range cap(states) {
 					end.Go(func() {
 						begin.Wait()
-						d, err := s.claim(s.Context(), c.again())
+						d, err := s.claim(c.again())
 						if err != nil {
 							s.Error(err)
 						}
@@ -175,7 +175,7 @@ func TestStoreContract(t *testing.T) {
 			"a finished message gives its answer to all": func(s contract) {
 				c := newTestClaim()
 				s.want(c, claimed)
-				s.wantErr(s.complete(s.Context(), c.key, c.holder, a), nil)
+				s.wantErr(s.complete(c.key, c.holder, a), nil)
 				for range 2 {
 					got := s.want(c.again(), finished).answer
 					if got.status != a.status || got.contentType != a.contentType || string(got.body) != string(a.body) || got.permanent {
@@ -186,7 +186,7 @@ func TestStoreContract(t *testing.T) {
 			"a permanent failure with an empty body is kept as one": func(s contract) {
 				c := newTestClaim()
 				s.want(c, claimed)
-				s.wantErr(s.complete(s.Context(), c.key, c.holder, answer{status: 489, permanent: true}), nil)
+				s.wantErr(s.complete(c.key, c.holder, answer{status: 489, permanent: true}), nil)
 				if got := s.want(c.again(), finished).answer; got.status != 489 || !got.permanent || len(got.body) != 0 {
 					s.Errorf("got %+v", got)
 				}
@@ -194,34 +194,34 @@ func TestStoreContract(t *testing.T) {
 			"a released message is claimed again": func(s contract) {
 				c := newTestClaim()
 				s.want(c, claimed)
-				s.wantErr(s.release(s.Context(), c.key, c.holder), nil)
+				s.wantErr(s.release(c.key, c.holder), nil)
 				s.want(c.again(), claimed)
 			},
 			"a message that was taken from its holder is no longer the holder's": func(s contract) {
 				c := newTestClaim()
 				s.want(c, claimed)
-				s.wantErr(s.release(s.Context(), c.key, c.holder), nil)
+				s.wantErr(s.release(c.key, c.holder), nil)
 				next := c.again()
 				s.want(next, claimed)
-				s.wantErr(s.complete(s.Context(), c.key, c.holder, a), errLeaseLost)
-				s.wantErr(s.release(s.Context(), c.key, c.holder), errLeaseLost)
+				s.wantErr(s.complete(c.key, c.holder, a), errLeaseLost)
+				s.wantErr(s.release(c.key, c.holder), errLeaseLost)
 				s.want(c.again(), running)
-				s.wantErr(s.complete(s.Context(), next.key, next.holder, a), nil)
+				s.wantErr(s.complete(next.key, next.holder, a), nil)
 			},
 			"a message that nobody claimed cannot be completed or released": func(s contract) {
-				s.wantErr(s.complete(s.Context(), randomKey(), "nobody", a), errLeaseLost)
-				s.wantErr(s.release(s.Context(), randomKey(), "nobody"), errLeaseLost)
+				s.wantErr(s.complete(randomKey(), "nobody", a), errLeaseLost)
+				s.wantErr(s.release(randomKey(), "nobody"), errLeaseLost)
 			},
 			"what the same holder repeats succeeds": func(s contract) {
 				c := newTestClaim()
 				s.want(c, claimed)
 				s.want(c, claimed)
-				s.wantErr(s.release(s.Context(), c.key, c.holder), nil)
-				s.wantErr(s.release(s.Context(), c.key, c.holder), nil)
+				s.wantErr(s.release(c.key, c.holder), nil)
+				s.wantErr(s.release(c.key, c.holder), nil)
 				c = c.again()
 				s.want(c, claimed)
-				s.wantErr(s.complete(s.Context(), c.key, c.holder, a), nil)
-				s.wantErr(s.complete(s.Context(), c.key, c.holder, answer{status: 500}), nil)
+				s.wantErr(s.complete(c.key, c.holder, a), nil)
+				s.wantErr(s.complete(c.key, c.holder, answer{status: 500}), nil)
 				if got := s.want(c.again(), finished).answer; got.status != a.status {
 					s.Errorf("the repeat changed the answer to %+v", got)
 				}
@@ -229,8 +229,8 @@ func TestStoreContract(t *testing.T) {
 			"a finished message cannot be released": func(s contract) {
 				c := newTestClaim()
 				s.want(c, claimed)
-				s.wantErr(s.complete(s.Context(), c.key, c.holder, a), nil)
-				s.wantErr(s.release(s.Context(), c.key, c.holder), nil)
+				s.wantErr(s.complete(c.key, c.holder, a), nil)
+				s.wantErr(s.release(c.key, c.holder), nil)
 				s.want(c.again(), finished)
 			},
 			"a token is bound to the first message it comes with": func(s contract) {
@@ -253,7 +253,7 @@ func TestStoreContract(t *testing.T) {
 			"the same token with the same message goes on": func(s contract) {
 				c := newTestClaim()
 				s.want(c, claimed)
-				s.wantErr(s.release(s.Context(), c.key, c.holder), nil)
+				s.wantErr(s.release(c.key, c.holder), nil)
 				resent := c.again()
 				resent.token = c.token
 				s.want(resent, claimed)
@@ -283,7 +283,7 @@ func TestStoreContract(t *testing.T) {
 			s := contract{t, engine.open(t, 50*time.Millisecond)}
 			c := newTestClaim()
 			s.want(c, claimed)
-			s.wantErr(s.complete(t.Context(), c.key, c.holder, a), nil)
+			s.wantErr(s.complete(c.key, c.holder, a), nil)
 			s.await(c.again(), claimed)
 		})
 		t.Run(engine.name+"/a lease", func(t *testing.T) {
@@ -297,13 +297,13 @@ func TestStoreContract(t *testing.T) {
 				if d := s.want(c.again(), running); d.left <= 0 || d.left > c.again().lease {
 					t.Errorf("%s left of a lease that is renewed", d.left)
 				}
-				s.wantErr(s.complete(t.Context(), c.key, c.holder, a), nil)
+				s.wantErr(s.complete(c.key, c.holder, a), nil)
 				return
 			}
 			taken := s.await(c.again(), claimed)
-			s.wantErr(s.complete(t.Context(), c.key, c.holder, a), errLeaseLost)
-			s.wantErr(s.release(t.Context(), c.key, c.holder), errLeaseLost)
-			s.wantErr(s.complete(t.Context(), taken.key, taken.holder, a), nil)
+			s.wantErr(s.complete(c.key, c.holder, a), errLeaseLost)
+			s.wantErr(s.release(c.key, c.holder), errLeaseLost)
+			s.wantErr(s.complete(taken.key, taken.holder, a), nil)
 			s.want(c.again(), finished)
 		})
 		if engine.lapses {
@@ -314,7 +314,7 @@ func TestStoreContract(t *testing.T) {
 				c.lease = time.Millisecond
 				s.want(c, claimed)
 				time.Sleep(10 * c.lease)
-				s.wantErr(s.complete(t.Context(), c.key, c.holder, a), nil)
+				s.wantErr(s.complete(c.key, c.holder, a), nil)
 				s.want(c.again(), finished)
 			})
 		}
@@ -336,7 +336,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	for range 200_000 {
 		last = newTestClaim()
 		contract{t, s}.want(last, claimed)
-		if err := s.complete(t.Context(), last.key, last.holder, answer{status: 200, body: okBody}); err != nil {
+		if err := s.complete(last.key, last.holder, answer{status: 200, body: okBody}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -352,7 +352,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		}
 		c := newTestClaim()
 		contract{t, s}.want(c, claimed)
-		if err := s.complete(t.Context(), c.key, c.holder, big); err != nil {
+		if err := s.complete(c.key, c.holder, big); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -371,7 +371,7 @@ func TestSQLiteFile(t *testing.T) {
 	handled, left := newTestClaim(), newTestClaim()
 	contract{t, s}.want(handled, claimed)
 	contract{t, s}.want(left, claimed)
-	if err := s.complete(t.Context(), handled.key, handled.holder, answer{status: 200}); err != nil {
+	if err := s.complete(handled.key, handled.holder, answer{status: 200}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err != nil {
@@ -428,7 +428,7 @@ func TestSQLiteSweeps(t *testing.T) {
 		c := newTestClaim()
 		c.tokenTTL = time.Millisecond
 		contract{t, s}.want(c, claimed)
-		if err := s.complete(t.Context(), c.key, c.holder, answer{status: 200}); err != nil {
+		if err := s.complete(c.key, c.holder, answer{status: 200}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -518,9 +518,9 @@ func TestRedisRestartedUnderLoad(t *testing.T) {
 		load.Go(func() {
 			for ctx.Err() == nil {
 				c := newTestClaim()
-				d, err := s.claim(ctx, c)
+				d, err := s.claim(c)
 				if err == nil {
-					err = s.complete(ctx, c.key, c.holder, answer{status: 200})
+					err = s.complete(c.key, c.holder, answer{status: 200})
 				}
 				switch {
 				case err != nil:
@@ -667,10 +667,10 @@ func BenchmarkStore(b *testing.B) {
 				s := engine.open(b, time.Hour)
 				one := func() {
 					c := newTestClaim()
-					if d, err := s.claim(b.Context(), c); err != nil || d.state != claimed {
+					if d, err := s.claim(c); err != nil || d.state != claimed {
 						b.Error(d, err)
 					}
-					if err := s.complete(b.Context(), c.key, c.holder, answer{status: 200, contentType: "application/json", body: okBody}); err != nil {
+					if err := s.complete(c.key, c.holder, answer{status: 200, contentType: "application/json", body: okBody}); err != nil {
 						b.Error(err)
 					}
 				}
