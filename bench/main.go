@@ -2,6 +2,7 @@
 //
 //	bench requests N BYTES DIR THREADS [KEY]   N signed deliveries of a body of BYTES, for wrk
 //	bench bare                                 a net/http server that reads the body and answers 200, on $PORT
+//	bench refuse                               one that reads the body and answers 401, on $PORT; it closes unless $KEEP
 //	bench start N DIR COMMAND...               median ms from exec of COMMAND to its first 200, of N
 //	bench fsync DIR                            how often a second a file in DIR takes 4 KB and fdatasync
 package main
@@ -41,6 +42,15 @@ func main() {
 				_, _ = io.WriteString(w, `{"message":"ok"}`)
 			}
 		})))
+	case len(os.Args) == 2 && os.Args[1] == "refuse":
+		log.Fatal(http.ListenAndServe(":"+os.Getenv("PORT"), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, err := io.ReadAll(r.Body); err == nil {
+				if os.Getenv("KEEP") == "" {
+					w.Header().Set("Connection", "close")
+				}
+				w.WriteHeader(http.StatusUnauthorized)
+			}
+		})))
 	case len(os.Args) >= 5 && os.Args[1] == "start":
 		if err := start(os.Args[2], os.Args[3], os.Args[4:]); err != nil {
 			log.Fatal("bench start: ", err)
@@ -50,7 +60,7 @@ func main() {
 			log.Fatal("bench fsync: ", err)
 		}
 	default:
-		log.Fatal("usage: bench requests N BYTES DIR THREADS [KEY] | bare | start N DIR COMMAND... | fsync DIR")
+		log.Fatal("usage: bench requests N BYTES DIR THREADS [KEY] | bare | refuse | start N DIR COMMAND... | fsync DIR")
 	}
 }
 
