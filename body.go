@@ -74,8 +74,18 @@ func (b *bodyReader) arrive(w http.ResponseWriter, r *http.Request) (body []byte
 // readChunks reads a body that has not said how long it is, and reserves as it grows.
 func (b *bodyReader) readChunks(from io.Reader) (body []byte, err error) {
 	for err == nil {
+		if int64(len(body)) == b.limit { // is there more?
+			n, err := io.ReadFull(from, make([]byte, 1))
+			if n > 0 {
+				return body, b.tooLarge("more")
+			}
+			if err == io.EOF {
+				err = nil
+			}
+			return body, err
+		}
 		if size := int64(cap(body)); int64(len(body)) == size {
-			more := min(max(size, 4<<10), b.limit+1-size)
+			more := min(max(size, 4<<10), b.limit-size)
 			if err := b.take(more); err != nil {
 				return body, err
 			}
@@ -85,9 +95,7 @@ func (b *bodyReader) readChunks(from io.Reader) (body []byte, err error) {
 		}
 		var n int
 		n, err = from.Read(body[len(body):cap(body)])
-		if body = body[:len(body)+n]; int64(len(body)) > b.limit {
-			return body, b.tooLarge("more")
-		}
+		body = body[:len(body)+n]
 	}
 	if err == io.EOF {
 		err = nil

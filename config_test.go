@@ -199,9 +199,10 @@ func TestWrongSettings(t *testing.T) {
 		{"no bytes at all", settings{"MAX_BODY_BYTES": "0"}, []string{`MAX_BODY_BYTES: "0" is not a whole number from 1 to 67108864`}},
 		{"more bytes than all bodies may have", settings{"MAX_BODY_BYTES": "67108865"}, []string{`MAX_BODY_BYTES: "67108865" is not a whole number from 1 to 67108864`}},
 		{"bytes with a unit", settings{"MAX_BODY_BYTES": "10MB"}, []string{`MAX_BODY_BYTES: "10MB" is not a whole number from 1 to 67108864`}},
-		{"a timeout without a unit", settings{"HANDLER_TIMEOUT": "45"}, []string{`HANDLER_TIMEOUT: "45" is not a duration of at least 1ms; write it like 45s, 1m30s or 72h`}},
-		{"a timeout of nothing", settings{"HANDLER_TIMEOUT": "0s"}, []string{`HANDLER_TIMEOUT: "0s" is not a duration of at least 1ms; write it like 45s, 1m30s or 72h`}},
-		{"a tolerance below 0", settings{"CLOCK_TOLERANCE": "-1s"}, []string{`CLOCK_TOLERANCE: "-1s" is not a duration of at least 0s; write it like 45s, 1m30s or 72h`}},
+		{"a timeout without a unit", settings{"HANDLER_TIMEOUT": "45"}, []string{`HANDLER_TIMEOUT: "45" is not a duration from 1ms to 8760h0m0s; write it like 45s, 1m30s or 72h`}},
+		{"a timeout of nothing", settings{"HANDLER_TIMEOUT": "0s"}, []string{`HANDLER_TIMEOUT: "0s" is not a duration from 1ms to 8760h0m0s; write it like 45s, 1m30s or 72h`}},
+		{"a timeout of centuries", settings{"HANDLER_TIMEOUT": "2562047h"}, []string{`HANDLER_TIMEOUT: "2562047h" is not a duration from 1ms to 8760h0m0s; write it like 45s, 1m30s or 72h`}},
+		{"a tolerance below 0", settings{"CLOCK_TOLERANCE": "-1s"}, []string{`CLOCK_TOLERANCE: "-1s" is not a duration from 0s to 8760h0m0s; write it like 45s, 1m30s or 72h`}},
 		{"a level of no name", settings{"LOG_LEVEL": "loud"}, []string{`LOG_LEVEL: "loud" is none of debug, info, warn, error`}},
 
 		{"a bearer token with its scheme", settings{"BEARER_TOKEN": "bearer s3cret"}, []string{`BEARER_TOKEN: it starts with Bearer; give what follows alone`}},
@@ -214,7 +215,7 @@ func TestWrongSettings(t *testing.T) {
 		{"a Redis URL with a wrong port", settings{"STORE_URL": "redis://:hunter2@h:x"}, []string{
 			`STORE_URL: not a Redis URL; write it like rediss://default:password@host:6379, with / ? # % in the password as %2F %3F %23 %25`,
 		}},
-		{"remembering for no time", settings{"STORE_TTL": "0s"}, []string{`STORE_TTL: "0s" is not a duration of at least 1ms; write it like 45s, 1m30s or 72h`}},
+		{"remembering for no time", settings{"STORE_TTL": "0s"}, []string{`STORE_TTL: "0s" is not a duration from 1ms to 8760h0m0s; write it like 45s, 1m30s or 72h`}},
 		{"a port too high for a URL", settings{"RECEIVER_URL": "https://app.fly.dev:65536"}, []string{`RECEIVER_URL: https://app.fly.dev:65536 has no port of a network; give one up to 65535`}},
 		{"a user name that is a secret", settings{"RECEIVER_URL": "https://hunter2@app.fly.dev"}, []string{`RECEIVER_URL: https://app.fly.dev has a login before it; give it without`}},
 		{"a service with a query", settings{"FORWARD_URL": "http://app.internal/?hunter2"}, []string{`FORWARD_URL: http://app.internal has a query or a fragment behind it; give it without`}},
@@ -226,7 +227,7 @@ func TestWrongSettings(t *testing.T) {
 			`PORT: "x" is not a whole number from 0 to 65535`,
 			current + ": not set, but " + next + " is; " + fix,
 			`RECEIVER_URL: not an http or https URL; ` + likeThis,
-			`HANDLER_TIMEOUT: "x" is not a duration of at least 1ms; write it like 45s, 1m30s or 72h`,
+			`HANDLER_TIMEOUT: "x" is not a duration from 1ms to 8760h0m0s; write it like 45s, 1m30s or 72h`,
 			`LOG_LEVEL: "x" is none of debug, info, warn, error`,
 		}},
 	} {

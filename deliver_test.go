@@ -73,6 +73,8 @@ func TestOutcomes(t *testing.T) {
 			<-ctx.Done()
 			return nil, RetryAfter(time.Minute, boom)
 		}, 503, `{"error":"boom"}`, map[string]string{"Retry-After": "60"}, "retry", "WARN", 2, ""},
+		{"a message that was overwritten", func(_ context.Context, m *Message) ([]byte, error) { *m = Message{}; return []byte("done"), nil },
+			200, "done", nil, "ok", "INFO", 1, ""},
 		{"a panic", func(context.Context, *Message) ([]byte, error) { panic("the secret is 42") },
 			500, `{"error":"panic"}`, nil, "panic", "ERROR", 2, ""},
 		{"an error that panics", func(context.Context, *Message) ([]byte, error) { var e *typedNil; return nil, e },

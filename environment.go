@@ -56,8 +56,9 @@ func (e *environment) integer(name, def string, low, high int) int {
 func (e *environment) duration(name, def string, low time.Duration) time.Duration {
 	v := e.get(name, def)
 	d, err := time.ParseDuration(v)
-	if err != nil || d < low {
-		e.wrong(name, "%q is not a duration of at least %s; write it like 45s, 1m30s or 72h", v, low)
+	const high = 365 * 24 * time.Hour // sums of two stay far from what a Duration holds
+	if err != nil || d < low || d > high {
+		e.wrong(name, "%q is not a duration from %s to %s; write it like 45s, 1m30s or 72h", v, low, high)
 	}
 	return d
 }

@@ -15,8 +15,11 @@ type inFlight struct {
 	idle     chan struct{} // closed when draining and empty
 }
 
-// named is what a message in flight was called: the business logic may change the message.
-type named struct{ id, path string }
+// named is what the business logic, which may change all of a message in flight, cannot reach.
+type named struct {
+	id, path string
+	release  func()
+}
 
 func newInFlight() *inFlight {
 	f := &inFlight{messages: map[*Message]named{}, idle: make(chan struct{})}
@@ -31,7 +34,7 @@ func (f *inFlight) begin(m *Message) bool {
 	if f.draining.Err() != nil {
 		return false
 	}
-	f.messages[m] = named{clip(m.Unverified.ID), clip(m.URL.Path)}
+	f.messages[m] = named{clip(m.Unverified.ID), clip(m.URL.Path), m.release}
 	return true
 }
 
@@ -39,8 +42,8 @@ func (f *inFlight) begin(m *Message) bool {
 func (f *inFlight) end(m *Message) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.messages[m].release()
 	delete(f.messages, m)
-	m.release()
 	if len(f.messages) == 0 && f.draining.Err() != nil {
 		close(f.idle)
 	}

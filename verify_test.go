@@ -201,6 +201,8 @@ func TestVerifyTakes(t *testing.T) {
 		"a chunked body":                           chunked,
 		"a body of exactly the limit":              withLimit(11),
 		"a chunked body of exactly the limit":      all(withLimit(11), chunked),
+		"a body in chunks of just the limit":       all(chunked, withLimit(11)),
+		"a chunked body of all the 64 MiB":         all(chunked, otherBody(strings.Repeat("x", 64<<20)), withLimit(64<<20)),
 		"a body into the last of the 64 MiB":       withHeld(64<<20 - 11),
 		"a body that is not text":                  otherBody("\x00\xff\r\n"),
 		"the next key":                             signedBy(nextKey),
