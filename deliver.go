@@ -65,10 +65,10 @@ func (d *deliverer) deliver(m *Message, answer func(outcome)) error {
 			answer(o)
 		})
 	})
-	defer overdue.Stop()
 	// On this goroutine: one of its own would cost as much as all of verifying does. Only its return ends the run:
 	// until then the message stays claimed.
 	d.call(ctx, m, func(o outcome) {
+		overdue.Stop() // recording takes its own time
 		if known {
 			d.record(c, o)
 		}

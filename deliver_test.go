@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 type handler func(ctx context.Context, m *Message) ([]byte, error)
@@ -341,6 +343,27 @@ func TestMessageWithoutAnyIDIsRunEachTime(t *testing.T) {
 	}
 	if runs.Load() != 2 {
 		t.Errorf("ran %d times", runs.Load())
+	}
+}
+
+// The grace is for the business logic: once it has returned, the store has its own time.
+func TestRecordingIsNotOverdue(t *testing.T) {
+	t.Parallel()
+	r := newOwnRedis(t)
+	pause := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + r.port})
+	defer pause.Close()
+	url, _ := startServer(t, map[string]string{"STORE_URL": "redis://127.0.0.1:" + r.port, "HANDLER_TIMEOUT": "20ms"}, func(s *server) {
+		s.deliverer.grace = 200 * time.Millisecond
+		withHandler(func(ctx context.Context, _ *Message) ([]byte, error) {
+			<-ctx.Done()
+			return []byte("late"), pause.Do(context.Background(), "CLIENT", "PAUSE", "1000").Err()
+		})(s)
+	})
+	s := sending{id: "msg_1", body: "x"}
+	for _, replayed := range []string{"", "true"} {
+		if got := do(t, s.request(t, url)); got.status != 200 || got.body != "late" || got.header.Get("Idempotent-Replayed") != replayed {
+			t.Errorf("got %+v", got)
+		}
 	}
 }
 
