@@ -73,17 +73,7 @@ func (b *bodyReader) arrive(w http.ResponseWriter, r *http.Request) (body []byte
 
 // readChunks reads a body that has not said how long it is, and reserves as it grows.
 func (b *bodyReader) readChunks(from io.Reader) (body []byte, err error) {
-	for err == nil {
-		if int64(len(body)) == b.limit { // is there more?
-			n, err := io.ReadFull(from, make([]byte, 1))
-			if n > 0 {
-				return body, b.tooLarge("more")
-			}
-			if err == io.EOF {
-				err = nil
-			}
-			return body, err
-		}
+	for err == nil && int64(len(body)) < b.limit {
 		if size := int64(cap(body)); int64(len(body)) == size {
 			more := min(max(size, 4<<10), b.limit-size)
 			if err := b.take(more); err != nil {
@@ -96,6 +86,12 @@ func (b *bodyReader) readChunks(from io.Reader) (body []byte, err error) {
 		var n int
 		n, err = from.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
+	}
+	if err == nil { // is there more?
+		var n int
+		if n, err = io.ReadFull(from, make([]byte, 1)); n > 0 {
+			return body, b.tooLarge("more")
+		}
 	}
 	if err == io.EOF {
 		err = nil

@@ -115,14 +115,13 @@ func (f *forwarder) answer(reply *http.Response) (answer, error) {
 	a := answer{
 		status:      reply.StatusCode,
 		contentType: reply.Header.Get("Content-Type"),
-		retryAfter:  reply.Header.Get("Retry-After"),
 		permanent:   reply.StatusCode == 489 && strings.EqualFold(reply.Header.Get("Upstash-NonRetryable-Error"), "true"),
+		upstash:     upstashHeaders(reply.Header),
 	}
-	a.upstash = upstashHeaders(reply.Header)
 	if a.status < 200 { // a switched protocol: its body is a connection, which ctx does not end
 		return answer{}, badGateway("FORWARD_URL answered %d, which is no answer to a POST", a.status)
 	}
-	success := a.status >= 200 && a.status <= 299
+	success := a.status <= 299
 	body, err := io.ReadAll(io.LimitReader(reply.Body, f.maxReply+1))
 	switch {
 	case err == nil && int64(len(body)) <= f.maxReply:
@@ -133,11 +132,11 @@ func (f *forwarder) answer(reply *http.Response) (answer, error) {
 		lost := errorAnswer(a.status, "the body of FORWARD_URL's answer was cut short or over MAX_BODY_BYTES")
 		a.contentType, a.body = lost.contentType, lost.body
 	}
-	if !success {
-		return answer{}, &upstreamError{a, fmt.Sprintf("FORWARD_URL answered %d", a.status)}
+	if success {
+		return a, nil
 	}
-	a.retryAfter = ""
-	return a, nil
+	a.retryAfter = reply.Header.Get("Retry-After")
+	return answer{}, &upstreamError{a, fmt.Sprintf("FORWARD_URL answered %d", a.status)}
 }
 
 // upstashHeaders is what of h QStash may read, as lines. Without the Upstash-Workflow-Sdk-Version of a workflow

@@ -65,7 +65,7 @@ func targetOf(requestURI string) string {
 	if strings.HasPrefix(requestURI, "/") || !absolute {
 		return requestURI
 	}
-	path := rest[len(rest)-len(strings.TrimLeftFunc(rest, func(r rune) bool { return r != '/' && r != '?' })):]
+	path := strings.TrimLeftFunc(rest, func(r rune) bool { return r != '/' && r != '?' })
 	if !strings.HasPrefix(path, "/") {
 		return "/" + path
 	}

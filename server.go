@@ -157,7 +157,7 @@ func closeUnread(w http.ResponseWriter, r *http.Request) {
 func respond(w http.ResponseWriter, a answer) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	h := w.Header()
-	h["Content-Type"] = []string{a.contentType}
+	h.Set("Content-Type", a.contentType)
 	if a.contentType == "" { // the service behind FORWARD_URL named none: Go shall not guess
 		h["Content-Type"] = nil
 	}

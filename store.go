@@ -17,8 +17,9 @@ import (
 )
 
 // store remembers which messages are being run and which were handled, so that each is run once. Each method is one
-// decision, made for all processes that share the store, and ends within storeTimeout, whatever became of the request. Those that change something may be repeated by the same
-// holder with the same effect: a client that heard no answer sends again.
+// decision, made for all processes that share the store, and ends within storeTimeout, whatever became of the
+// request. Those that change something may be repeated by the same holder with the same effect: a client that heard
+// no answer sends again.
 //
 // A finished or released message is remembered for STORE_TTL; in memory, less long where there are many.
 type store interface {
@@ -101,14 +102,15 @@ func keyOf(parts ...string) messageKey {
 // maxKeptBody is the largest answer that is kept as it was, in bytes.
 const maxKeptBody = 16 << 10
 
-// kept is a as a store keeps it.
+// kept is a as every store keeps it: no Retry-After, and a short body in place of a long one.
 func kept(a answer) answer {
-	switch {
-	case len(a.body) <= maxKeptBody:
-	case a.permanent:
-		return answer{status: a.status, permanent: true, contentType: "application/json", upstash: a.upstash, body: []byte(`{"error":"the first answer was too long to keep"}`)}
-	default:
-		return answer{status: a.status, contentType: "application/json", upstash: a.upstash, body: okBody}
+	a.retryAfter = ""
+	if len(a.body) <= maxKeptBody {
+		return a
+	}
+	a.contentType, a.body = "application/json", okBody
+	if a.permanent {
+		a.body = []byte(`{"error":"the first answer was too long to keep"}`)
 	}
 	return a
 }
@@ -135,14 +137,11 @@ func parseStoreURL(v string) (storeURL, error) {
 	case v == "memory" || strings.Contains(v, "@") || strings.Contains(v, "://") || scheme == "file" || scheme == "":
 		return storeURL{}, fmt.Errorf("it starts with %q; give memory:, a file path like /data/receiver.db, or a URL like rediss://default:password@host:6379", scheme)
 	}
-	switch info, err := os.Stat(v); {
-	case err == nil && info.IsDir():
+	if info, err := os.Stat(v); err == nil && info.IsDir() {
 		return storeURL{}, fmt.Errorf("%q is a directory; add a file name, like %s", v, filepath.Join(v, "receiver.db"))
-	case err == nil:
-	default:
-		if _, err := os.Stat(filepath.Dir(v)); err != nil {
-			return storeURL{}, fmt.Errorf("the directory of %q: %w; make it, or mount the volume there", v, err)
-		}
+	}
+	if _, err := os.Stat(filepath.Dir(v)); err != nil {
+		return storeURL{}, fmt.Errorf("the directory of %q: %w; make it, or mount the volume there", v, err)
 	}
 	return storeURL{kind: "sqlite", path: v}, nil
 }

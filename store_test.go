@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strconv"
 	"strings"
@@ -622,6 +623,25 @@ func TestMessageKey(t *testing.T) {
 	}
 	if c, ok := newClaim(newMessage("msg_1", "", "https://a/", "hash"), time.Minute, time.Hour); !ok || c.token != nil {
 		t.Error("a message with an id and without jti has no key, or a token")
+	}
+}
+
+func TestKeptAnswer(t *testing.T) {
+	t.Parallel()
+	long := make([]byte, maxKeptBody+1)
+	for _, row := range []struct {
+		name    string
+		a, want answer
+	}{
+		{"as it was", answer{status: 201, contentType: "text/csv", body: long[1:], upstash: "X: y\r\n"}, answer{status: 201, contentType: "text/csv", body: long[1:], upstash: "X: y\r\n"}},
+		{"a long success", answer{status: 201, contentType: "text/csv", body: long, upstash: "X: y\r\n"}, answer{status: 201, contentType: "application/json", body: okBody, upstash: "X: y\r\n"}},
+		{"a long failure", answer{status: 489, contentType: "text/csv", body: long, permanent: true},
+			answer{status: 489, contentType: "application/json", body: []byte(`{"error":"the first answer was too long to keep"}`), permanent: true}},
+		{"a Retry-After", answer{status: 489, body: okBody, permanent: true, retryAfter: "17"}, answer{status: 489, body: okBody, permanent: true}},
+	} {
+		if got := kept(row.a); !reflect.DeepEqual(got, row.want) {
+			t.Errorf("%s: got %+.100v, want %+.100v", row.name, got, row.want)
+		}
 	}
 }
 
