@@ -4,116 +4,327 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/golang-jwt/jwt/v4"
+	"github.com/tidwall/gjson"
+
+	"qstash-receiver/internal/deliver"
+	"qstash-receiver/internal/server"
+	"qstash-receiver/internal/signing"
 )
 
-// refusal says why a request is no message: status and reason are for the answer, the log and the metrics,
-// detail (what to change) for the log alone where the sender is not proven.
-type refusal struct {
-	status     int
-	reason     string
-	detail     string
-	retryAfter int // seconds, 0: no such header
-}
+// This file says who may send. The order is the argument: a stranger has a header looked at and one HMAC computed for
+// each key; what the token says counts once a key has signed it; and the body is read last.
 
-func (r *refusal) Error() string { return r.reason + ": " + r.detail }
-
-func unauthorized(reason, format string, args ...any) *refusal {
-	return &refusal{status: http.StatusUnauthorized, reason: reason, detail: fmt.Sprintf(format, args...)}
-}
-
-// verifier turns requests into messages. It is the only way to a Message.
+// verifier proves requests.
 type verifier struct {
-	keys      []signingKey
-	origins   []string // as origin returns them; none: any subject
+	keys      *signing.Set
+	origins   []string // as signing.Origin returns them; none: any subject
 	tolerance time.Duration
 	bearer    string // "": not asked for
-	bodies    *bodyReader
 	now       func() time.Time
-}
-
-// verify returns the message that r carries; its error is a *refusal. It reads the body only of a request whose token,
-// claims and bearer are right. The caller owns the message and must release it.
-func (v *verifier) verify(w http.ResponseWriter, r *http.Request) (*Message, error) {
-	token, err := tokenOf(r)
-	if err != nil {
-		return nil, err
-	}
-	c, err := checkToken(token, v.keys, v.now(), v.tolerance)
-	if err != nil {
-		return nil, err
-	}
-	u, err := checkSubject(c.subject, v.origins, r.URL)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkBearer(v.bearer, r.Header["Authorization"]); err != nil {
-		return nil, err
-	}
-	body, release, err := v.bodies.read(w, r)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkBody(body, c.bodyHash); err != nil {
-		release()
-		return nil, err
-	}
-	return newMessage(r, u, body, c, release), nil
+	// wanted is told that a token looks like QStash's but none of the keys signed it: they may have been rolled.
+	wanted func()
 }
 
 // verify returns nil if tokenString is a QStash token that signingKey signed for body and that is valid now,
 // whatever its subject; else an error that says what is wrong. An empty key is an error.
 func verify(body []byte, tokenString, signingKey string) error {
-	c, err := checkToken(tokenString, keysOf(signingKey), time.Now(), 0)
+	key := signing.NewKey("current", "", signingKey)
+	payload, _, err := checkSignature(tokenString, []signing.Key{key})
 	if err != nil {
 		return err
 	}
-	return checkBody(body, c.bodyHash)
+	claims, err := checkClaims(payload, time.Now(), 0)
+	if err != nil {
+		return err
+	}
+	return checkBody(body, claims.bodyHash)
 }
 
-func keysOf(secret string) []signingKey { return []signingKey{{name: "given", secret: []byte(secret)}} }
+// verify returns what r proves but for its body, which Proof.Check stands for. Its error is a *deliver.Refusal.
+func (v *verifier) verify(r *http.Request) (deliver.Proof, error) {
+	token, err := verifyHeader(r)
+	if err != nil {
+		return deliver.Proof{}, err
+	}
+	payload, key, err := checkSignature(token, v.keys.Keys())
+	if err != nil {
+		looksOurs := v.looksOurs(token)
+		if looksOurs && v.wanted != nil {
+			v.wanted()
+		}
+		return deliver.Proof{LooksOurs: looksOurs}, err
+	}
+	proof := deliver.Proof{Key: key.Name, Region: key.Region}
+	claims, err := checkClaims(payload, v.now(), v.tolerance)
+	if err != nil {
+		return proof, err
+	}
+	if proof.URL, proof.Target, err = checkSubject(claims.subject, v.originsOf(r), r); err != nil {
+		return proof, err
+	}
+	if err := checkBearer(v.bearer, r.Header["Authorization"]); err != nil {
+		return proof, err
+	}
+	if claims.id == "" {
+		sum := sha256.Sum256([]byte(token))
+		claims.id = string(sum[:])
+	}
+	proof.Subject, proof.BodyHash, proof.TokenID, proof.Expires = claims.subject, claims.bodyHash, claims.id, claims.expires
+	proof.Check = func(body []byte) error { return checkBody(body, claims.bodyHash) }
+	return proof, nil
+}
 
-func tokenOf(r *http.Request) (string, error) {
+// originsOf is what a subject may begin with. On AWS Lambda that is the function URL where RECEIVER_URL is not set.
+func (v *verifier) originsOf(r *http.Request) []string {
+	if own := server.FunctionURL(r); own != "" && len(v.origins) == 0 {
+		return []string{own}
+	}
+	return v.origins
+}
+
+func verifyHeader(r *http.Request) (string, error) {
 	h := r.Header["Upstash-Signature"]
 	switch {
 	case len(h) == 0 || len(h) == 1 && h[0] == "":
-		return "", unauthorized("missing", "there is no Upstash-Signature header: the request is not from QStash, or a proxy in front of this service drops the header")
+		return "", deliver.Refuse(deliver.Missing, "there is no Upstash-Signature header: the request is not from QStash, or a proxy in front of this service drops the header")
 	case len(h) > 1:
-		return "", unauthorized("malformed", "there are %d Upstash-Signature headers, QStash sends one", len(h))
+		return "", deliver.Refuse(deliver.Malformed, "there are %d Upstash-Signature headers, QStash sends one", len(h))
 	}
 	return h[0], nil
 }
 
-// checkSubject wants the token's subject to be one of origins + the path and query of target as they were sent.
-// It returns that URL; without origins, which take any subject, the path and query alone.
-func checkSubject(subject string, origins []string, target *url.URL) (*url.URL, error) {
-	// Not target itself: an absolute request target names a host that nobody has verified.
-	u := &url.URL{Path: target.Path, RawPath: target.RawPath, RawQuery: target.RawQuery, ForceQuery: target.ForceQuery}
+// checkSignature returns the payload of a compact JWS that one of keys signed with HS256, and that key. Nothing in it
+// is read before the HMAC holds. The keys are tried on the HMAC alone, so that a message of the next key costs what
+// one of the current key does.
+func checkSignature(token string, keys []signing.Key) ([]byte, *signing.Key, error) {
+	const maxBytes = 8 << 10 // production's tokens have under 700
+	if len(token) > maxBytes {
+		return nil, nil, deliver.Refuse(deliver.Malformed, "the token has %d bytes, at most %d are looked at", len(token), maxBytes)
+	}
+	header, rest, _ := strings.Cut(token, ".")
+	payload, signature, ok := strings.Cut(rest, ".")
+	if !ok || strings.ContainsAny(signature, ".\r\n") { // base64 would pass over line breaks
+		return nil, nil, deliver.Refuse(deliver.Malformed, "the token is not three parts joined by dots")
+	}
+	if _, err := verifyDecode(signature); err != nil {
+		return nil, nil, deliver.Refuse(deliver.Malformed, "the token's signature is not base64url: %v", err)
+	}
+	for i := range keys {
+		key := &keys[i]
+		if key.Verify(jwt.SigningMethodHS256, token[:len(header)+1+len(payload)], signature) != nil {
+			continue
+		}
+		if err := checkHeader(header); err != nil {
+			return nil, key, err
+		}
+		decoded, err := verifyDecode(payload)
+		if err != nil {
+			return nil, key, deliver.Refuse(deliver.Malformed, "the token's claims are not base64url: %v", err)
+		}
+		return decoded, key, nil
+	}
+	return nil, nil, deliver.Refuse(deliver.Signature, "none of the %d signing keys made it: it is from a stranger, or these keys are another account's or region's, or were rolled twice. "+
+		"The Upstash console shows the right ones (QStash, Signing Keys); set both in one command: "+
+		"flyctl secrets set QSTASH_CURRENT_SIGNING_KEY=sig_... QSTASH_NEXT_SIGNING_KEY=sig_...", len(keys))
+}
+
+// verifyDecode refuses the spellings of one text that differ in bits which base64 does not use.
+func verifyDecode(part string) ([]byte, error) {
+	return base64.RawURLEncoding.Strict().DecodeString(part)
+}
+
+// checkHeader reads the JOSE header of a token whose HMAC holds.
+func checkHeader(encoded string) error {
+	const production = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9" // {"alg":"HS256","typ":"JWT"}, on every token that QStash sends
+	if encoded == production {
+		return nil
+	}
+	raw, err := verifyDecode(encoded)
+	if err != nil {
+		return deliver.Refuse(deliver.Malformed, "the token's header is not base64url: %v", err)
+	}
+	// A map, because encoding/json would fill a struct's field from "ALG" too.
+	var header map[string]any
+	if err := json.Unmarshal(raw, &header); err != nil {
+		return deliver.Refuse(deliver.Malformed, "the token's header is not a JSON object: %v", err)
+	}
+	if header["alg"] != jwt.SigningMethodHS256.Alg() {
+		return deliver.Refuse(deliver.Malformed, "the token's alg is not HS256, which QStash signs with")
+	}
+	if _, ok := header["crit"]; ok {
+		return deliver.Refuse(deliver.Malformed, "the token's header has crit, whose extensions are not known here")
+	}
+	return nil
+}
+
+// verifiedClaims are what a proven token says, as far as it matters here.
+type verifiedClaims struct {
+	subject  string // the destination URL as published; "" if absent
+	bodyHash string // base64url of the body's SHA-256, unpadded
+	id       string // jti: of one attempt, not of the message; "" if absent
+	expires  time.Time
+}
+
+// verifyRawClaims are the claims of a token that matter here, as they stand in it.
+type verifyRawClaims struct {
+	issuer, expires, notBefore, subject, bodyHash, id gjson.Result
+}
+
+// verifyParse reads the claims in payload. It returns false if that is no JSON object.
+func verifyParse(payload []byte) (c verifyRawClaims, ok bool) {
+	// gjson, because it knows names by their case and takes a tenth of the time of encoding/json with a map.
+	all := gjson.ParseBytes(payload)
+	if !gjson.ValidBytes(payload) || !all.IsObject() {
+		return c, false
+	}
+	all.ForEach(func(name, value gjson.Result) bool {
+		switch name.Str {
+		case "iss":
+			c.issuer = value
+		case "exp":
+			c.expires = value
+		case "nbf":
+			c.notBefore = value
+		case "sub":
+			c.subject = value
+		case "body":
+			c.bodyHash = value
+		case "jti":
+			c.id = value
+		}
+		return true
+	})
+	return c, true
+}
+
+// checkClaims reads the claims in payload and checks those that need nothing else. exp and nbf are in seconds
+// since 1970, whole or not; production sends an nbf of -62135596800, the documentation shows 0.
+func checkClaims(payload []byte, now time.Time, tolerance time.Duration) (verifiedClaims, error) {
+	raw, ok := verifyParse(payload)
+	at, tolerated := float64(now.UnixNano())/1e9, tolerance.Seconds()
+	late, early := at-raw.expires.Num-tolerated, raw.notBefore.Num-tolerated-at
+	switch {
+	case !ok:
+		return verifiedClaims{}, deliver.Refuse(deliver.Malformed, "the token's claims are not a JSON object")
+	case raw.issuer.Type != gjson.String || raw.issuer.Str != "Upstash":
+		return verifiedClaims{}, deliver.Refuse(deliver.Issuer, "the token's iss is %.100q, QStash's is \"Upstash\": somebody else has one of the signing keys, roll them", raw.issuer.String())
+	case !verifyIsTime(raw.expires):
+		return verifiedClaims{}, deliver.Refuse(deliver.Malformed, "the token has no exp, or one that is not a number of seconds")
+	case !verifyIsTime(raw.notBefore):
+		return verifiedClaims{}, deliver.Refuse(deliver.Malformed, "the token has no nbf, or one that is not a number of seconds")
+	case late >= 0:
+		return verifiedClaims{}, deliver.Refuse(deliver.Expired, "the token expired %.0f s ago, at %s, and this machine's time is %s: it is an old delivery, or this machine's clock is ahead (CLOCK_TOLERANCE, now %s, allows for that)",
+			late, verifyTime(raw.expires.Num), now.UTC().Format(time.RFC3339), tolerance)
+	case early > 0:
+		return verifiedClaims{}, deliver.Refuse(deliver.NotYetValid, "the token is valid in %.0f s, from %s, and this machine's time is %s: its clock is behind (CLOCK_TOLERANCE, now %s, allows for that)",
+			early, verifyTime(raw.notBefore.Num), now.UTC().Format(time.RFC3339), tolerance)
+	case raw.bodyHash.Type != gjson.String:
+		return verifiedClaims{}, deliver.Refuse(deliver.Malformed, "the token has no body hash")
+	}
+	left := min(-late, 365*24*3600) // a token may say it lasts for ever
+	c := verifiedClaims{
+		subject:  raw.subject.Str,
+		bodyHash: strings.TrimSuffix(raw.bodyHash.Str, "="),
+		expires:  now.Add(time.Duration(left * float64(time.Second))),
+	}
+	if raw.id.Type != gjson.Null {
+		c.id = raw.id.String()
+	}
+	return c, nil
+}
+
+// verifyIsTime says whether a claim is a number that a float64 holds: 1e400 is none.
+func verifyIsTime(claim gjson.Result) bool {
+	return claim.Type == gjson.Number && !math.IsInf(claim.Num, 0) && !math.IsNaN(claim.Num)
+}
+
+func verifyTime(seconds float64) string {
+	if math.Abs(seconds) > 1e11 { // far from any year that is written with four digits
+		return fmt.Sprintf("%g", seconds)
+	}
+	return time.Unix(int64(seconds), 0).UTC().Format(time.RFC3339)
+}
+
+// checkSubject wants the token's subject to be one of origins + the path and query of r as they were sent. It returns
+// that URL, without scheme and host where there are no origins and so any subject is taken, and the path and query to
+// the byte.
+func checkSubject(subject string, origins []string, r *http.Request) (*url.URL, string, error) {
+	target, ok := verifyTarget(r)
+	if !ok {
+		return nil, "", deliver.Refuse(deliver.Subject, "the request is for %.300q, which is not a path", r.RequestURI)
+	}
+	// Not r.URL itself: an absolute request target names a host that nobody has verified.
+	u := &url.URL{Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery, ForceQuery: r.URL.ForceQuery}
 	if u.Path == "" { // an absolute target that ends with its host
 		u.Path = "/"
 	}
-	pathAndQuery := target.RequestURI()
-	if !strings.HasPrefix(pathAndQuery, "/") {
-		return nil, unauthorized("subject", "the request is for %q, which is not a path", clip(pathAndQuery))
-	}
 	if len(origins) == 0 {
-		return u, nil
+		return u, target, nil
 	}
 	signed, err := url.Parse(subject)
-	if err != nil { // its text repeats the URL, login and all
-		return nil, unauthorized("subject", "the token's subject is not a URL, this request is for %q", clip(origins[0]+pathAndQuery))
+	if err != nil || signed.User != nil { // its text repeats the URL, login and all
+		return nil, "", deliver.Refuse(deliver.Subject, "the token's subject is not a URL, or has a login in it; this request is for %.300q", origins[0]+target)
 	}
-	if signed.RequestURI() != pathAndQuery || !slices.Contains(origins, origin(signed)) {
-		return nil, unauthorized("subject", "the token is for %q, this request is for %q: if the first is a URL of this service, add %s to RECEIVER_URL; if the paths differ, a proxy in front changes them",
-			clip(signed.Redacted()), clip(origins[0]+pathAndQuery), clip(origin(signed)))
+	if target != r.URL.RequestURI() { // what is verified is what is run and forwarded, to the byte
+		return nil, "", deliver.Refuse(deliver.Subject, "the request's path has bytes that no URL has; it is for %.300q", target)
+	}
+	if signed.RequestURI() != target || !slices.Contains(origins, signing.Origin(signed)) {
+		return nil, "", deliver.Refuse(deliver.Subject, "the token is for %.200q, this request is for %.200q: if the first is a URL of this service, add %.100s to RECEIVER_URL (a comma between two); if the paths differ, a proxy in front changes them",
+			subject, origins[0]+target, signing.Origin(signed))
 	}
 	u.Scheme, u.Host = signed.Scheme, signed.Host
-	return u, nil
+	return u, target, nil
+}
+
+// verifyTarget is the path and query of r to the byte; an absolute request target names a host before them.
+func verifyTarget(r *http.Request) (target string, ok bool) {
+	target = r.RequestURI
+	if strings.HasPrefix(target, "/") {
+		return target, true
+	}
+	if r.URL.Host == "" { // * or http:/path
+		return "", false
+	}
+	_, rest, absolute := strings.Cut(target, "://")
+	target = strings.TrimLeftFunc(rest, func(r rune) bool { return r != '/' && r != '?' })
+	if !strings.HasPrefix(target, "/") {
+		target = "/" + target
+	}
+	return target, absolute
+}
+
+// looksOurs says whether the claims of a token that no key signed are as QStash would make them for this service.
+// Anyone can write them, so nothing but a look at the keys follows from it, and longer tokens are not read.
+func (v *verifier) looksOurs(token string) bool {
+	const maxBytes = 2 << 10
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 || len(token) > maxBytes {
+		return false
+	}
+	payload, err := verifyDecode(parts[1])
+	if err != nil {
+		return false
+	}
+	raw, ok := verifyParse(payload)
+	left := raw.expires.Num - float64(v.now().UnixNano())/1e9
+	if !ok || raw.issuer.Str != "Upstash" || !verifyIsTime(raw.expires) || left <= 0 || left > time.Hour.Seconds() {
+		return false
+	}
+	if len(v.origins) == 0 {
+		return true
+	}
+	signed, err := url.Parse(raw.subject.Str)
+	return err == nil && slices.Contains(v.origins, signing.Origin(signed))
 }
 
 // checkBearer wants header, the Authorization headers as they came, to be one that bears want.
@@ -122,13 +333,13 @@ func checkBearer(want string, header []string) error {
 		return nil
 	}
 	if len(header) != 1 {
-		return unauthorized("bearer", "there are %d Authorization headers, BEARER_TOKEN asks for one: publish with Upstash-Forward-Authorization: Bearer ...", len(header))
+		return deliver.Refuse(deliver.Bearer, "there are %d Authorization headers, BEARER_TOKEN asks for one: publish with Upstash-Forward-Authorization: Bearer <BEARER_TOKEN>", len(header))
 	}
 	scheme, got, _ := strings.Cut(header[0], " ")
 	// Hashed first, so that the time does not tell the length.
 	a, b := sha256.Sum256([]byte(strings.TrimSpace(got))), sha256.Sum256([]byte(want))
 	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(a[:], b[:]) != 1 {
-		return unauthorized("bearer", "the Authorization header is not Bearer and BEARER_TOKEN")
+		return deliver.Refuse(deliver.Bearer, "the Authorization header is not Bearer and BEARER_TOKEN: publish with Upstash-Forward-Authorization: Bearer <BEARER_TOKEN>")
 	}
 	return nil
 }
@@ -138,7 +349,7 @@ func checkBody(body []byte, hash string) error {
 	sum := sha256.Sum256(body)
 	got := base64.RawURLEncoding.AppendEncode(nil, sum[:])
 	if subtle.ConstantTimeCompare(got, []byte(hash)) != 1 {
-		return unauthorized("body hash", "the body's SHA-256 is %s, the token was made for %s: the body was changed on its way, or the token is another message's", got, clip(hash))
+		return deliver.Refuse(deliver.BodyHash, "the body's SHA-256 is %s, the token was made for %.60q: the body was changed on its way (a proxy that rewrites or decompresses it), or the token is another message's", got, hash)
 	}
 	return nil
 }

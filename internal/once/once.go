@@ -124,11 +124,26 @@ func (a Answer) Kept() Answer {
 		}
 	}
 	header["Content-Type"] = []string{"application/json"}
-	short := `{"message":"ok"}`
-	if a.Status > 299 {
-		short = `{"error":"the first answer was too long to keep"}`
+	return Answer{Status: a.Status, Header: header, Body: a.shortBody()}
+}
+
+// Short is what is left of a where a store had to make room: to QStash it means the same.
+func (a Answer) Short() Answer {
+	header := http.Header{"Content-Type": {"application/json"}}
+	if never := a.Header[nonRetryable]; never != nil {
+		header[nonRetryable] = never
 	}
-	return Answer{Status: a.Status, Header: header, Body: []byte(short)}
+	return Answer{Status: a.Status, Header: header, Body: a.shortBody()}
+}
+
+// QStash obeys this header and no other of an answer that a store keeps.
+const nonRetryable = "Upstash-Nonretryable-Error"
+
+func (a Answer) shortBody() []byte {
+	if a.Status > 299 {
+		return []byte(`{"error":"the first answer was too long to keep"}`)
+	}
+	return []byte(`{"message":"ok"}`)
 }
 
 // EncodeHeader writes h as lines, for a store that keeps text.

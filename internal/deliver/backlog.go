@@ -1,0 +1,271 @@
+package deliver
+
+import (
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"qstash-receiver/internal/once"
+)
+
+// end is how one run of a message ended: with an answer to remember, or with the message given back.
+type end struct {
+	key    once.Key
+	holder string
+	answer *once.Answer // nil: given back
+
+	tokens  []once.Claim // of deliveries that were answered with the answer while the store was away: to bind
+	lost    bool         // the answer to its claim was lost: it may never have been carried out, or may still be
+	repeats int          // lost: how often to give back again
+	due     time.Time
+}
+
+// Bounds of what waits for the store.
+const (
+	backlogBytes  = 16 << 20
+	backlogTokens = 16 // of one end
+	endBytes      = 512
+	lostRepeats   = 8 // a second apart: longer than a request stays on its way once the store is back
+)
+
+// size is what e takes in memory, in bytes, about.
+func (e *end) size() int {
+	if e.answer == nil {
+		return endBytes
+	}
+	return endBytes + len(e.answer.Body) + len(once.EncodeHeader(e.answer.Header))
+}
+
+// backlog records how runs ended. What the store does not take at once is kept, answered from here, and recorded as
+// soon as the store takes it.
+type backlog struct {
+	store  once.Store
+	outage *outage
+	log    *slog.Logger
+
+	waiting atomic.Int64 // len(ends), for those who only want to know whether there are any
+	mu      sync.Mutex
+	ends    []*end // oldest first
+	answers map[once.Key]*end
+	bytes   int
+	givenUp int           // answers that nobody will record
+	closing bool          // the program stops: lost claims are given back once more, if at all
+	idle    chan struct{} // closed when nothing waits; nil: nothing does
+}
+
+func newBacklog(store once.Store, outage *outage, log *slog.Logger) *backlog {
+	return &backlog{store: store, outage: outage, log: log, answers: map[once.Key]*end{}}
+}
+
+// record tells the store of e, now or later.
+func (b *backlog) record(e end) {
+	if !b.tell(&e) {
+		b.add(&e)
+	}
+}
+
+// giveBack releases a claim whose answer was lost, and again while it may still arrive.
+func (b *backlog) giveBack(c once.Claim) {
+	b.add(&end{key: c.Key, holder: c.Holder, lost: true, repeats: lostRepeats})
+}
+
+// answer returns the answer of c's message if it is kept here.
+func (b *backlog) answer(c once.Claim) (once.Answer, bool) {
+	if b.waiting.Load() == 0 {
+		return once.Answer{}, false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.answers[c.Key]
+	if e == nil {
+		return once.Answer{}, false
+	}
+	return *e.answer, true
+}
+
+// bindLater has c's token bound when the answer of its message is recorded.
+func (b *backlog) bindLater(c once.Claim) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e := b.answers[c.Key]; e != nil && len(e.tokens) < backlogTokens {
+		e.tokens = append(e.tokens, c)
+	}
+}
+
+// Unrecorded is how many answers wait for the store.
+func (b *backlog) Unrecorded() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.answers)
+}
+
+// GivenUp is how many answers there was no room for, so that the store will never have them.
+func (b *backlog) GivenUp() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.givenUp
+}
+
+// finish returns a channel that is closed when nothing waits for the store any more.
+func (b *backlog) finish() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closing = true
+	if b.idle != nil {
+		return b.idle
+	}
+	none := make(chan struct{})
+	close(none)
+	return none
+}
+
+// tell carries e out. It returns false if it must be tried again.
+func (b *backlog) tell(e *end) bool {
+	for _, c := range b.takeTokens(e) {
+		if _, err := b.store.Claim(c); err != nil {
+			b.outage.note("claim", err)
+			b.bindLater(c)
+			return false
+		}
+	}
+	operation := "release"
+	var err error
+	if e.answer != nil {
+		operation, err = "complete", b.store.Complete(e.key, e.holder, *e.answer)
+	} else {
+		err = b.store.Release(e.key, e.holder)
+	}
+	b.outage.note(operation, err)
+	if errors.Is(err, once.ErrLeaseLost) {
+		if e.answer != nil {
+			b.log.Warn("a message was run twice: its run outlasted its lease, and another delivery took it over", "message_key", hex.EncodeToString(e.key[:4]))
+		}
+		return true
+	}
+	return err == nil
+}
+
+func (b *backlog) takeTokens(e *end) []once.Claim {
+	if b.waiting.Load() == 0 {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	tokens := e.tokens
+	e.tokens = nil
+	return tokens
+}
+
+// add keeps e until the store has taken it.
+func (b *backlog) add(e *end) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ends = append(b.ends, e)
+	b.bytes += e.size()
+	if e.answer != nil {
+		b.answers[e.key] = e
+	}
+	for b.bytes > backlogBytes {
+		oldest := b.ends[0]
+		b.ends = b.ends[1:]
+		b.forget(oldest)
+		if oldest.answer == nil {
+			continue
+		}
+		if b.givenUp++; b.givenUp == 1 {
+			b.log.Error("more answers wait for the store than there is room for: the oldest are given up, and their messages run again if they are delivered again",
+				"room_bytes", backlogBytes)
+		}
+	}
+	b.waiting.Store(int64(len(b.ends)))
+	if b.idle == nil {
+		b.idle = make(chan struct{})
+		go b.work()
+	}
+}
+
+// forget lets go of what e takes, once it is not in b.ends any more. The caller has b.mu.
+func (b *backlog) forget(e *end) {
+	b.bytes -= e.size()
+	if b.answers[e.key] == e {
+		delete(b.answers, e.key)
+	}
+}
+
+// work tells the store what waits, until nothing does.
+func (b *backlog) work() {
+	const shortest, longest = 20 * time.Millisecond, time.Second
+	pause := shortest
+	for {
+		round := b.round(time.Now())
+		taken := make(chan *end, len(round))
+		var group sync.WaitGroup
+		for _, e := range round { // together, which stores take best
+			group.Go(func() {
+				if b.tell(e) {
+					taken <- e
+				}
+			})
+		}
+		group.Wait()
+		close(taken)
+		if len(taken) < len(round) {
+			pause = min(2*pause, longest)
+		} else {
+			pause = shortest
+		}
+		if b.settle(taken) {
+			return
+		}
+		if len(round) == 0 || pause > shortest {
+			time.Sleep(pause)
+		}
+	}
+}
+
+// round returns the oldest ends that are due at now, a few.
+func (b *backlog) round(now time.Time) []*end {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var round []*end
+	for _, e := range b.ends {
+		if len(round) < 64 && !now.Before(e.due) {
+			round = append(round, e)
+		}
+	}
+	return round
+}
+
+// settle takes out what the store has taken and is not to be repeated. It returns true, and ends the waiting, when
+// nothing is left.
+func (b *backlog) settle(taken <-chan *end) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	done := map[*end]bool{}
+	for e := range taken {
+		if e.repeats > 0 && !b.closing {
+			e.repeats--
+			e.due = time.Now().Add(time.Second)
+		} else if len(e.tokens) == 0 {
+			done[e] = true
+		}
+	}
+	b.ends = slices.DeleteFunc(b.ends, func(e *end) bool {
+		over := done[e] || b.closing && e.lost
+		if over {
+			b.forget(e)
+		}
+		return over
+	})
+	b.waiting.Store(int64(len(b.ends)))
+	if len(b.ends) > 0 {
+		return false
+	}
+	close(b.idle)
+	b.idle = nil
+	return true
+}

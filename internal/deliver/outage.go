@@ -1,0 +1,68 @@
+package deliver
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"qstash-receiver/internal/once"
+)
+
+// outage makes one event of a store that fails many calls: a line when it begins and one when it is over.
+type outage struct {
+	log      *slog.Logger
+	observer Observer
+
+	on       atomic.Bool
+	mu       sync.Mutex
+	since    time.Time
+	failures int
+	last     time.Time   // the last failure
+	over     *time.Timer // running: a call succeeded since
+}
+
+// quiet is how long nothing may have failed before the outage counts as over.
+const quiet = time.Second
+
+// note hears how a call of the store ended.
+func (o *outage) note(operation string, err error) {
+	if err == nil || errors.Is(err, once.ErrLeaseLost) {
+		if o.on.Load() {
+			o.succeeded()
+		}
+		return
+	}
+	o.observer.StoreFailed(operation)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.last = time.Now()
+	if o.failures++; o.failures > 1 {
+		return
+	}
+	o.since = o.last
+	o.on.Store(true)
+	o.log.Error("the store of handled messages fails", "operation", operation, "error", err.Error(),
+		"next", "messages are not run until it is back, QStash retries them; what has run is kept here and recorded then")
+}
+
+func (o *outage) succeeded() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.failures > 0 && o.over == nil {
+		o.over = time.AfterFunc(quiet, o.isOver)
+	}
+}
+
+func (o *outage) isOver() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.over = nil
+	if time.Since(o.last) < quiet {
+		return // the next success looks again
+	}
+	o.log.Info("the store of handled messages works again", "failures", o.failures, "seconds", int(o.last.Sub(o.since).Seconds()))
+	o.failures = 0
+	o.on.Store(false)
+}

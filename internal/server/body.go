@@ -1,0 +1,281 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"qstash-receiver/internal/deliver"
+	"qstash-receiver/internal/once"
+)
+
+const (
+	// MaxHeldBytes bounds the bodies that all requests hold at one time, and so the largest message.
+	MaxHeldBytes = 64 << 20
+	firstPart    = 64 << 10         // bytes of a body that get room before any have arrived
+	maxReading   = 2                // bodies that are read at one time under one token
+	roomWait     = 10 * time.Second // for room, before a body is turned away
+)
+
+// room is the memory that message bodies share. A body takes room as it arrives, not as it is declared: a promise
+// costs a stranger nothing.
+type room struct {
+	limit int64 // bytes of one body
+	now   func() time.Time
+
+	mu       sync.Mutex
+	held     int64
+	reading  map[*reading]struct{}
+	tokens   map[once.Key]int // bodies being read, by token
+	changed  chan struct{}    // closed when there may be more room; nil: nobody waits
+	draining bool
+	turned   time.Time // when a body was turned away for want of room, since one was last given back; zero: none was
+}
+
+// reading is one body on its way in.
+type reading struct {
+	room    *room
+	control *http.ResponseController
+	token   once.Key
+	held    int64
+	left    int64 // bytes that may still come
+}
+
+func newRoom(limit int64) *room {
+	return &room{limit: limit, now: time.Now, reading: map[*reading]struct{}{}, tokens: map[once.Key]int{}}
+}
+
+// Held is how many bytes are taken.
+func (m *room) Held() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.held
+}
+
+// wedgedSince is when a body was turned away such that none has been given back since; zero: it is not so.
+func (m *room) wedgedSince() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.turned
+}
+
+// drain gives up the bodies that are still on their way, and those that wait for room.
+func (m *room) drain() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.draining = true
+	for r := range m.reading {
+		_ = r.control.SetReadDeadline(time.Now())
+	}
+	m.wake()
+}
+
+// wait calls try, and again whenever there may be more room, until it returns true. It returns a *deliver.Refusal
+// after roomWait, or when the program stops.
+func (m *room) wait(try func() bool) error {
+	var timeout <-chan time.Time
+	for {
+		m.mu.Lock()
+		if m.draining {
+			m.mu.Unlock()
+			return stopping()
+		}
+		if try() {
+			m.mu.Unlock()
+			return nil
+		}
+		if m.changed == nil {
+			m.changed = make(chan struct{})
+		}
+		changed := m.changed
+		m.mu.Unlock()
+		if timeout == nil {
+			timer := time.NewTimer(roomWait)
+			defer timer.Stop()
+			timeout = timer.C
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			return m.turnAway()
+		}
+	}
+}
+
+func (m *room) turnAway() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.turned.IsZero() {
+		m.turned = m.now()
+	}
+	return deliver.Refuse(deliver.Busy, "for %s the bodies of other messages have left no room for this one, of the %d bytes that they may take together, "+
+		"or %d others were arriving under the same token", roomWait, MaxHeldBytes, maxReading)
+}
+
+// wake lets those who wait look again. The caller has m.mu.
+func (m *room) wake() {
+	if m.changed != nil {
+		close(m.changed)
+		m.changed = nil
+	}
+}
+
+// enter waits until fewer than maxReading bodies are read under r's token, and for room for the first n bytes.
+func (r *reading) enter(n int64) error {
+	m := r.room
+	return m.wait(func() bool {
+		if m.tokens[r.token] >= maxReading || !m.fits(r, n) {
+			return false
+		}
+		m.tokens[r.token]++
+		m.reading[r] = struct{}{}
+		r.grow(n)
+		return true
+	})
+}
+
+// take waits for n more bytes of room.
+func (r *reading) take(n int64) error {
+	return r.room.wait(func() bool {
+		fits := r.room.fits(r, n)
+		if fits {
+			r.grow(n)
+		}
+		return fits
+	})
+}
+
+// grow takes n bytes. The caller has r.room.mu.
+func (r *reading) grow(n int64) {
+	r.room.held += n
+	r.held += n
+	r.left = max(r.left-n, 0)
+}
+
+// fits says that n more bytes for r leave enough for at least one body to arrive whole. Otherwise bodies that are half
+// here could fill the room together and wait for each other. The caller has m.mu.
+func (m *room) fits(r *reading, n int64) bool {
+	free := MaxHeldBytes - m.held - n
+	if free < 0 {
+		return false
+	}
+	if r.left <= n || free >= m.limit {
+		return true
+	}
+	for other := range m.reading {
+		left := other.left
+		if other == r {
+			left -= n
+		}
+		if left <= free {
+			return true
+		}
+	}
+	return false
+}
+
+// arrived ends the reading; the body stays.
+func (r *reading) arrived() {
+	m := r.room
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.reading, r)
+	if m.tokens[r.token]--; m.tokens[r.token] == 0 {
+		delete(m.tokens, r.token)
+	}
+	m.wake()
+}
+
+// giveBack says that the body is no longer needed.
+func (r *reading) giveBack() {
+	m := r.room
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.held -= r.held
+	m.turned = time.Time{}
+	m.wake()
+}
+
+// read returns r's body as it came, never decoded, and a function that says it is no longer needed; or a
+// *deliver.Refusal.
+func (m *room) read(w http.ResponseWriter, r *http.Request, token once.Key) ([]byte, func(), error) {
+	size := r.ContentLength
+	switch {
+	case size == 0:
+		return nil, func() {}, nil
+	case size > m.limit:
+		return nil, nil, m.tooLarge(fmt.Sprintf("%d bytes", size))
+	case size < 0: // chunked
+		size = m.limit
+	}
+	reading := &reading{room: m, control: http.NewResponseController(w), token: token, left: size}
+	// Room comes first: the first read sends "100 Continue".
+	if err := reading.enter(min(size, firstPart)); err != nil {
+		return nil, nil, err
+	}
+	defer reading.arrived()
+	body, err := reading.arrive(r, size)
+	if err != nil {
+		reading.giveBack()
+		return nil, nil, err
+	}
+	return body, reading.giveBack, nil
+}
+
+func (r *reading) arrive(request *http.Request, size int64) ([]byte, error) {
+	if request.Header.Get("Expect") != "" { // "100 Continue" is written under the deadline of the last answer
+		_ = r.control.SetWriteDeadline(time.Now().Add(writeTimeout))
+	}
+	body := make([]byte, 0, min(size, firstPart))
+	var err error
+	for err == nil && int64(len(body)) < size {
+		if len(body) == cap(body) {
+			more := min(3*int64(cap(body)), size-int64(cap(body))) // so room is at most four times what has arrived
+			if err := r.take(more); err != nil {
+				return nil, err
+			}
+			grown := make([]byte, len(body), int64(cap(body))+more)
+			copy(grown, body)
+			body = grown
+		}
+		var n int
+		n, err = request.Body.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+	}
+	whole := int64(len(body)) == request.ContentLength
+	if request.ContentLength < 0 {
+		if err == nil { // as large as may be: is there more?
+			var n int
+			if n, err = io.ReadFull(request.Body, make([]byte, 1)); n > 0 {
+				return nil, r.room.tooLarge("more")
+			}
+		}
+		whole = err == io.EOF
+	}
+	switch {
+	case whole:
+		return body, nil
+	case r.room.isDraining():
+		return nil, stopping()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, deliver.Refuse(deliver.Stalled, "headers and body did not arrive within %s; %d bytes of the body did", readTimeout, len(body))
+	}
+	return nil, deliver.Refuse(deliver.CutShort, "the body ended after %d bytes, before its end: %v", len(body), err)
+}
+
+func (m *room) isDraining() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.draining
+}
+
+func (m *room) tooLarge(size string) error {
+	return deliver.Refuse(deliver.TooLarge, "the body has %s, MAX_BODY_BYTES allows %d", size, m.limit)
+}
+
+// stopping is for a delivery that is not yet claimed when the program is told to stop.
+func stopping() error { return deliver.Refuse(deliver.Stopping, "this machine is stopping") }

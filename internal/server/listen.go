@@ -1,0 +1,109 @@
+//go:build !lambda
+
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/netutil"
+)
+
+// StoreWait is how long a store that does not answer is tried for at start.
+const StoreWait = 15 * time.Second
+
+// Listeners are where a Server takes requests.
+type Listeners struct {
+	public  net.Listener
+	metrics net.Listener // nil: none
+}
+
+// Listen opens port, and metricsAddress unless it is "".
+func Listen(port int, metricsAddress string) (*Listeners, error) {
+	public, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		return nil, fmt.Errorf("serve on port %d: %w; stop what uses the port, or set PORT to another", port, err)
+	}
+	l := &Listeners{public: netutil.LimitListener(public, maxConnections())}
+	if metricsAddress == "" {
+		return l, nil
+	}
+	if l.metrics, err = net.Listen("tcp", metricsAddress); err != nil {
+		_ = public.Close()
+		return nil, fmt.Errorf("serve metrics on %s: %w; set METRICS_PORT to another, or to 0", metricsAddress, err)
+	}
+	return l, nil
+}
+
+// maxConnections is how many callers are served at one time. The rest wait to be accepted: what they would take is
+// needed to reach the store and the app behind FORWARD_URL.
+func maxConnections() int {
+	const most, spare = 400, 64
+	var files syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil || files.Cur >= most+spare {
+		return most
+	}
+	return max(int(files.Cur)-spare, 16)
+}
+
+// Close gives the ports back.
+func (l *Listeners) Close() {
+	_ = l.public.Close()
+	if l.metrics != nil {
+		_ = l.metrics.Close()
+	}
+}
+
+// Address is where the public listener listens: the port that PORT=0 has found.
+func (l *Listeners) Address() string { return l.public.Addr().String() }
+
+// httpServer returns h behind limits that no business logic runs into. The handler's context ends at its deadline,
+// not when the caller hangs up.
+func httpServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:                      h,
+		ReadHeaderTimeout:            10 * time.Second,
+		ReadTimeout:                  readTimeout,
+		IdleTimeout:                  120 * time.Second,
+		MaxHeaderBytes:               12 << 10,
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+}
+
+// Serve takes messages until ctx ends, then finishes those that it began and closes the store. It closes l.
+func (s *Server) Serve(ctx context.Context, l *Listeners) error {
+	defer l.Close()
+	web := httpServer(s, s.Log)
+	ended := make(chan error, 2)
+	if l.metrics != nil {
+		metrics := httpServer(s.metrics.handler(), s.Log)
+		metrics.WriteTimeout = writeTimeout
+		go func() { ended <- metrics.Serve(l.metrics) }()
+	}
+	go func() { ended <- web.Serve(l.public) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	s.Log.Info("stopping: no new messages, finishing what runs", "at_most", s.Timing.Stop.String())
+	closed := make(chan error, 1)
+	go func() { closed <- web.Shutdown(context.Background()) }()
+	s.room.drain()
+	if err := s.deliverer.Stop(s.Timing.Stop); err != nil {
+		return err
+	}
+	select { // the answers are written, the last bytes leave; a stranger that keeps a connection open is not waited for
+	case <-closed:
+	case <-time.After(time.Second):
+		_ = web.Close()
+	}
+	s.Log.Info("stopped")
+	return nil
+}
