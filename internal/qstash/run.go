@@ -47,7 +47,8 @@ func Commit(ctx context.Context, effects func(tx *sql.Tx) ([]byte, error)) ([]by
 	return run.Commit(ctx, effects)
 }
 
-// messageHandler adds the message's id when a line is written: Logger.With would format it for every message.
+// messageHandler puts the message's id first on each line. It does so when a line is written: Logger.With would format
+// the id for messages whose business logic logs nothing.
 type messageHandler struct {
 	slog.Handler
 	id string
@@ -55,19 +56,26 @@ type messageHandler struct {
 
 // Handle implements slog.Handler.
 func (h messageHandler) Handle(ctx context.Context, r slog.Record) error {
-	r.AddAttrs(slog.String("message", h.id))
-	return h.Handler.Handle(ctx, r)
+	line := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
+	line.AddAttrs(h.message())
+	r.Attrs(func(a slog.Attr) bool {
+		line.AddAttrs(a)
+		return true
+	})
+	return h.Handler.Handle(ctx, line)
 }
 
 // WithAttrs implements slog.Handler.
 func (h messageHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return messageHandler{h.Handler.WithAttrs(attrs), h.id}
+	return h.Handler.WithAttrs([]slog.Attr{h.message()}).WithAttrs(attrs)
 }
 
-// WithGroup implements slog.Handler.
+// WithGroup implements slog.Handler. The id stays outside the group.
 func (h messageHandler) WithGroup(name string) slog.Handler {
-	return messageHandler{h.Handler.WithGroup(name), h.id}
+	return h.Handler.WithAttrs([]slog.Attr{h.message()}).WithGroup(name)
 }
+
+func (h messageHandler) message() slog.Attr { return slog.String("message", h.id) }
 
 // Excerpt is a body for the log: text, at most 1 KiB of it, made only if the line is written.
 type Excerpt []byte

@@ -1,0 +1,45 @@
+package logs
+
+import (
+	"log"
+	"log/slog"
+	"strings"
+)
+
+// CaptureStandard has what the standard library prints, and what anyone prints with the packages log and log/slog,
+// written as lines of l. Restore undoes that.
+func CaptureStandard(l *slog.Logger) (restore func()) {
+	slogger, writer, flags, prefix := slog.Default(), log.Writer(), log.Flags(), log.Prefix()
+	slog.SetDefault(l)
+	log.SetOutput(standard{l})
+	log.SetFlags(0)
+	log.SetPrefix("")
+	return func() {
+		slog.SetDefault(slogger)
+		log.SetOutput(writer)
+		log.SetFlags(flags)
+		log.SetPrefix(prefix)
+	}
+}
+
+// Standard returns a log for a http.Server, whose lines are lines of l.
+func Standard(l *slog.Logger) *log.Logger { return log.New(standard{l}, "", 0) }
+
+// standard takes what a *log.Logger prints.
+type standard struct{ log *slog.Logger }
+
+// Write implements io.Writer.
+func (s standard) Write(p []byte) (int, error) {
+	text := strings.TrimSuffix(string(p), "\n")
+	// net/http quotes what it was sent here, which is the app's or whoever's.
+	const unsolicited = "Unsolicited response received on idle HTTP channel"
+	switch {
+	case strings.HasPrefix(text, unsolicited):
+		s.log.Warn("a service that this program calls sent something without being asked, on a kept connection, which is given up; what it sent is not shown")
+	case strings.HasPrefix(text, "http"):
+		s.log.Warn(text)
+	default:
+		s.log.Info(text)
+	}
+	return len(p), nil
+}
