@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -38,8 +39,10 @@ type verifier struct {
 // verify returns nil if tokenString is a QStash token that signingKey signed for body and that is valid now,
 // whatever its subject; else an error that says what is wrong. An empty key is an error.
 func verify(body []byte, tokenString, signingKey string) error {
-	key := signing.NewKey("current", "", signingKey)
-	payload, _, err := checkSignature(tokenString, []signing.Key{key})
+	if signingKey == "" {
+		return errors.New("verify a token: the signing key is empty, anyone can sign with it")
+	}
+	payload, _, err := checkSignature(tokenString, []signing.Key{signing.NewKey("current", "", signingKey)})
 	if err != nil {
 		return err
 	}
@@ -58,7 +61,7 @@ func (v *verifier) verify(r *http.Request) (deliver.Proof, error) {
 	}
 	payload, key, err := checkSignature(token, v.keys.Keys())
 	if err != nil {
-		looksOurs := v.looksOurs(token)
+		looksOurs := v.looksOurs(token, v.originsOf(r))
 		if looksOurs && v.wanted != nil {
 			v.wanted()
 		}
@@ -158,8 +161,8 @@ func checkHeader(encoded string) error {
 	if err := json.Unmarshal(raw, &header); err != nil {
 		return deliver.Refuse(deliver.Malformed, "the token's header is not a JSON object: %v", err)
 	}
-	if header["alg"] != jwt.SigningMethodHS256.Alg() {
-		return deliver.Refuse(deliver.Malformed, "the token's alg is not HS256, which QStash signs with")
+	if alg := header["alg"]; alg != jwt.SigningMethodHS256.Alg() {
+		return deliver.Refuse(deliver.Malformed, "the token's alg is %.100q, QStash's is \"HS256\"", fmt.Sprint(alg))
 	}
 	if _, ok := header["crit"]; ok {
 		return deliver.Refuse(deliver.Malformed, "the token's header has crit, whose extensions are not known here")
@@ -237,8 +240,12 @@ func checkClaims(payload []byte, now time.Time, tolerance time.Duration) (verifi
 		bodyHash: strings.TrimSuffix(raw.bodyHash.Str, "="),
 		expires:  now.Add(time.Duration(left * float64(time.Second))),
 	}
-	if raw.id.Type != gjson.Null {
-		c.id = raw.id.String()
+	switch raw.id.Type {
+	case gjson.Null:
+	case gjson.String:
+		c.id = raw.id.Str
+	default:
+		c.id = raw.id.Raw
 	}
 	return c, nil
 }
@@ -305,7 +312,7 @@ func verifyTarget(r *http.Request) (target string, ok bool) {
 
 // looksOurs says whether the claims of a token that no key signed are as QStash would make them for this service.
 // Anyone can write them, so nothing but a look at the keys follows from it, and longer tokens are not read.
-func (v *verifier) looksOurs(token string) bool {
+func (v *verifier) looksOurs(token string, origins []string) bool {
 	const maxBytes = 2 << 10
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 || len(token) > maxBytes {
@@ -320,11 +327,11 @@ func (v *verifier) looksOurs(token string) bool {
 	if !ok || raw.issuer.Str != "Upstash" || !verifyIsTime(raw.expires) || left <= 0 || left > time.Hour.Seconds() {
 		return false
 	}
-	if len(v.origins) == 0 {
+	if len(origins) == 0 {
 		return true
 	}
 	signed, err := url.Parse(raw.subject.Str)
-	return err == nil && slices.Contains(v.origins, signing.Origin(signed))
+	return err == nil && slices.Contains(origins, signing.Origin(signed))
 }
 
 // checkBearer wants header, the Authorization headers as they came, to be one that bears want.
