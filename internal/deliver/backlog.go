@@ -1,7 +1,7 @@
 package deliver
 
 import (
-	"encoding/hex"
+	"bytes"
 	"errors"
 	"log/slog"
 	"slices"
@@ -14,9 +14,11 @@ import (
 
 // end is how one run of a message ended: with an answer to remember, or with the message given back.
 type end struct {
-	key    once.Key
-	holder string
-	answer *once.Answer // nil: given back
+	key     once.Key
+	holder  string
+	message string       // its id, for the log
+	answer  *once.Answer // nil: given back
+	bytes   int          // what the answer takes, about
 
 	tokens  []once.Claim // of deliveries that were answered with the answer while the store was away: to bind
 	lost    bool         // the answer to its claim was lost: it may never have been carried out, or may still be
@@ -26,19 +28,13 @@ type end struct {
 
 // Bounds of what waits for the store.
 const (
-	backlogBytes  = 16 << 20
-	backlogTokens = 16 // of one end
-	endBytes      = 512
-	lostRepeats   = 8 // a second apart: longer than a request stays on its way once the store is back
+	backlogBytes     = 16 << 20 // of answers
+	backlogGivenBack = 16 << 10 // messages
+	backlogTokens    = 16       // of one answer
+	tokenBytes       = 192
+	endBytes         = 512
+	lostRepeats      = 8 // a second apart: longer than a request stays on its way once the store is back
 )
-
-// size is what e takes in memory, in bytes, about.
-func (e *end) size() int {
-	if e.answer == nil {
-		return endBytes
-	}
-	return endBytes + len(e.answer.Body) + len(once.EncodeHeader(e.answer.Header))
-}
 
 // backlog records how runs ended. What the store does not take at once is kept, answered from here, and recorded as
 // soon as the store takes it.
@@ -51,8 +47,9 @@ type backlog struct {
 	mu      sync.Mutex
 	ends    []*end // oldest first
 	answers map[once.Key]*end
-	bytes   int
+	bytes   int           // of answers and their tokens
 	givenUp int           // answers that nobody will record
+	full    bool          // it was said that answers are given up
 	closing bool          // the program stops: lost claims are given back once more, if at all
 	idle    chan struct{} // closed when nothing waits; nil: nothing does
 }
@@ -63,9 +60,14 @@ func newBacklog(store once.Store, outage *outage, log *slog.Logger) *backlog {
 
 // record tells the store of e, now or later.
 func (b *backlog) record(e end) {
-	if !b.tell(&e) {
-		b.add(&e)
+	if b.tell(&e) {
+		return
 	}
+	if e.answer != nil { // as small as it can be: it may be a piece of something large
+		e.answer = &once.Answer{Status: e.answer.Status, Header: e.answer.Header.Clone(), Body: bytes.Clone(e.answer.Body)}
+		e.bytes = endBytes + len(e.answer.Body) + len(once.EncodeHeader(e.answer.Header))
+	}
+	b.add(&e)
 }
 
 // giveBack releases a claim whose answer was lost, and again while it may still arrive.
@@ -87,13 +89,17 @@ func (b *backlog) answer(c once.Claim) (once.Answer, bool) {
 	return *e.answer, true
 }
 
-// bindLater has c's token bound when the answer of its message is recorded.
-func (b *backlog) bindLater(c once.Claim) {
+// bindLater has the token of each of claims, which are for one message, bound when its answer is recorded.
+func (b *backlog) bindLater(claims ...once.Claim) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if e := b.answers[c.Key]; e != nil && len(e.tokens) < backlogTokens {
-		e.tokens = append(e.tokens, c)
+	for _, c := range claims {
+		if e := b.answers[c.Key]; e != nil && len(e.tokens) < backlogTokens {
+			e.tokens = append(e.tokens, c)
+			b.bytes += tokenBytes
+		}
 	}
+	b.makeRoom()
 }
 
 // Unrecorded is how many answers wait for the store.
@@ -108,6 +114,13 @@ func (b *backlog) GivenUp() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.givenUp
+}
+
+// Held is how many messages that failed the store has not taken back.
+func (b *backlog) Held() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.ends) - len(b.answers)
 }
 
 // finish returns a channel that is closed when nothing waits for the store any more.
@@ -125,25 +138,24 @@ func (b *backlog) finish() <-chan struct{} {
 
 // tell carries e out. It returns false if it must be tried again.
 func (b *backlog) tell(e *end) bool {
-	for _, c := range b.takeTokens(e) {
-		if _, err := b.store.Claim(c); err != nil {
-			b.outage.note("claim", err)
-			b.bindLater(c)
+	tokens := b.takeTokens(e)
+	for i, c := range tokens {
+		_, err := b.store.Claim(c)
+		b.outage.note("claim", err)
+		if err != nil {
+			b.bindLater(tokens[i:]...)
 			return false
 		}
 	}
-	operation := "release"
-	var err error
-	if e.answer != nil {
-		operation, err = "complete", b.store.Complete(e.key, e.holder, *e.answer)
-	} else {
-		err = b.store.Release(e.key, e.holder)
+	if e.answer == nil {
+		err := b.store.Release(e.key, e.holder)
+		b.outage.note("release", err)
+		return err == nil || errors.Is(err, once.ErrLeaseLost)
 	}
-	b.outage.note(operation, err)
+	err := b.store.Complete(e.key, e.holder, *e.answer)
+	b.outage.note("complete", err)
 	if errors.Is(err, once.ErrLeaseLost) {
-		if e.answer != nil {
-			b.log.Warn("a message was run twice: its run outlasted its lease, and another delivery took it over", "message_key", hex.EncodeToString(e.key[:4]))
-		}
+		b.log.Warn("a message was run twice: its run outlasted its lease, and another delivery took it over", "message", e.message)
 		return true
 	}
 	return err == nil
@@ -157,6 +169,7 @@ func (b *backlog) takeTokens(e *end) []once.Claim {
 	defer b.mu.Unlock()
 	tokens := e.tokens
 	e.tokens = nil
+	b.bytes -= len(tokens) * tokenBytes
 	return tokens
 }
 
@@ -165,34 +178,47 @@ func (b *backlog) add(e *end) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ends = append(b.ends, e)
-	b.bytes += e.size()
 	if e.answer != nil {
 		b.answers[e.key] = e
+		b.bytes += e.bytes
 	}
-	for b.bytes > backlogBytes {
-		oldest := b.ends[0]
-		b.ends = b.ends[1:]
-		b.forget(oldest)
-		if oldest.answer == nil {
-			continue
-		}
-		if b.givenUp++; b.givenUp == 1 {
-			b.log.Error("more answers wait for the store than there is room for: the oldest are given up, and their messages run again if they are delivered again",
-				"room_bytes", backlogBytes)
-		}
-	}
-	b.waiting.Store(int64(len(b.ends)))
+	b.makeRoom()
 	if b.idle == nil {
 		b.idle = make(chan struct{})
 		go b.work()
 	}
 }
 
-// forget lets go of what e takes, once it is not in b.ends any more. The caller has b.mu.
+// makeRoom gives up the oldest answers, and the oldest of the messages to give back, until the rest are within their
+// bounds. The caller has b.mu.
+func (b *backlog) makeRoom() {
+	for b.bytes > backlogBytes {
+		b.forgetFirst(func(e *end) bool { return e.answer != nil })
+		b.givenUp++
+		if !b.full {
+			b.full = true
+			b.log.Error("more answers wait for the store than there is room for: the oldest are given up, and their messages run again if they are delivered again",
+				"room_bytes", backlogBytes)
+		}
+	}
+	for len(b.ends)-len(b.answers) > backlogGivenBack { // each is held until its lease lapses
+		b.forgetFirst(func(e *end) bool { return e.answer == nil })
+	}
+	b.waiting.Store(int64(len(b.ends)))
+}
+
+func (b *backlog) forgetFirst(of func(*end) bool) {
+	at := slices.IndexFunc(b.ends, of)
+	b.forget(b.ends[at])
+	b.ends = slices.Delete(b.ends, at, at+1)
+}
+
+// forget lets go of what e takes, but for its place in b.ends. The caller has b.mu.
 func (b *backlog) forget(e *end) {
-	b.bytes -= e.size()
-	if b.answers[e.key] == e {
+	if e.answer != nil {
 		delete(b.answers, e.key)
+		b.bytes -= e.bytes + len(e.tokens)*tokenBytes
+		e.tokens = nil
 	}
 }
 
@@ -265,6 +291,7 @@ func (b *backlog) settle(taken <-chan *end) bool {
 	if len(b.ends) > 0 {
 		return false
 	}
+	b.full = false
 	close(b.idle)
 	b.idle = nil
 	return true

@@ -18,13 +18,13 @@ func (d *Deliverer) claim(c once.Claim, timing Timing) (*run, Outcome) {
 		now, err := d.Store.Claim(c)
 		d.outage.note("claim", err)
 		if r != nil && (err != nil || now.State != once.Claimed) {
-			r.end()
+			r.abandon()
 		}
 		switch {
 		case err == nil && now.State == once.Claimed:
 			return r, Outcome{}
 		case err == nil && now.State == once.Replayed:
-			return nil, d.Refused(Refuse(Replayed, "the token was used for another message: a captured delivery was sent again under another id"))
+			return nil, Refused(Refuse(Replayed, "the token was used for another message: a captured delivery was sent again under another id"))
 		case err == nil && now.State == once.Finished:
 			return nil, Outcome{Reason: Repeat, Answer: now.Answer, Replayed: true}
 		case isKept:
@@ -38,7 +38,10 @@ func (d *Deliverer) claim(c once.Claim, timing Timing) (*run, Outcome) {
 			}
 			return nil, failed(StoreAway, "the store of handled messages does not answer")
 		}
-		left := giveUp.Sub(time.Now())
+		if now.State == once.Free { // its lease has lapsed, or the store forgot it, but it is run here
+			now.Left = timing.Lease
+		}
+		left := time.Until(giveUp)
 		if left <= 0 {
 			o := failed(InFlight, fmt.Sprintf("another delivery of this message is still being run after %s of waiting for it", timing.Wait))
 			o.Retry = retryAfter(now.Left)
@@ -50,7 +53,7 @@ func (d *Deliverer) claim(c once.Claim, timing Timing) (*run, Outcome) {
 		case <-over: // nil, which never comes, if it is run elsewhere
 		case <-d.Draining():
 			timer.Stop()
-			return nil, d.Refused(Refuse(Stopping, "this machine is stopping"))
+			return nil, Refused(Refuse(Stopping, "this machine is stopping"))
 		}
 		timer.Stop()
 	}

@@ -22,6 +22,7 @@ func (d *Deliverer) committer(r *run) func(context.Context, func(*sql.Tx) ([]byt
 		if !r.commitCalled.CompareAndSwap(false, true) {
 			return nil, errors.New("commit: it was called before in this run; call it once, last")
 		}
+		r.commitErr = errPanic // unless it returns
 		reply, err := d.commit(ctx, store, r, effects)
 		r.commitErr = err
 		return reply, err
@@ -48,8 +49,8 @@ func (d *Deliverer) commit(ctx context.Context, store once.Committer, r *run, ef
 		return nil, effectsErr
 	case errors.Is(err, once.ErrLeaseLost):
 		return nil, fmt.Errorf("commit: rolled back: %w", err)
-	case ctx.Err() != nil && !errors.Is(err, errCommit):
-		return nil, fmt.Errorf("commit: not carried out by the deadline: %w", err)
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("commit: not confirmed by the deadline: %w", err)
 	}
 	d.outage.note("commit", err)
 	if !began {

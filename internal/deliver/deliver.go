@@ -78,7 +78,7 @@ func New(c Config) *Deliverer {
 // business logic has. If ctx has a deadline, the answer comes before it; ctx means nothing else.
 func (d *Deliverer) Deliver(ctx context.Context, x *Delivery, answer func(Outcome)) {
 	if !d.begin(x) {
-		answer(d.Refused(Refuse(Stopping, "this machine is stopping")))
+		answer(Refused(Refuse(Stopping, "this machine is stopping")))
 		return
 	}
 	defer d.end(x)
@@ -91,15 +91,6 @@ func (d *Deliverer) Deliver(ctx context.Context, x *Delivery, answer func(Outcom
 	}
 	r.successOnly = byValue
 	d.run(x, r, timing, answer)
-}
-
-// Refused is err, a *Refusal, as an outcome.
-func (d *Deliverer) Refused(err error) Outcome {
-	var refusal *Refusal
-	if !errors.As(err, &refusal) {
-		refusal = &Refusal{Reason: Malformed, Detail: err.Error()}
-	}
-	return refusal.Outcome()
 }
 
 // run runs a message that is claimed.
@@ -120,7 +111,7 @@ func (d *Deliverer) run(x *Delivery, r *run, timing Timing, answer func(Outcome)
 	// until then the message stays claimed.
 	d.call(ctx, x, r, func(o Outcome) {
 		overdue.Stop() // recording takes its own time
-		d.record(r, o)
+		d.record(x, r, o)
 		late := true
 		first.Do(func() { answer(o); late = false })
 		if late {
@@ -158,11 +149,11 @@ func (d *Deliverer) call(ctx context.Context, x *Delivery, r *run, ended func(Ou
 
 // record completes or releases r's message. What the store does not take now it gets later: a success that is
 // answered with an error would be repeated.
-func (d *Deliverer) record(r *run, o Outcome) {
+func (d *Deliverer) record(x *Delivery, r *run, o Outcome) {
 	switch {
 	case r.committed != nil:
 	case o.Final() && !(r.successOnly && o.Answer.Status > 299):
-		d.backlog.record(end{key: r.key, holder: r.holder, answer: new(o.Answer.Kept())})
+		d.backlog.record(end{key: r.key, holder: r.holder, message: x.id, answer: new(o.Answer.Kept())})
 	default:
 		d.backlog.record(end{key: r.key, holder: r.holder})
 	}
@@ -171,26 +162,36 @@ func (d *Deliverer) record(r *run, o Outcome) {
 // Stop lets no further delivery begin, waits until those in flight have ended and the store has what they ended with,
 // and closes the store. If that takes longer than limit, an error says what was left. Call it once.
 func (d *Deliverer) Stop(limit time.Duration) error {
-	timeout := time.NewTimer(limit)
-	defer timeout.Stop()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	ended, recorded := false, false
 	select {
 	case <-d.Drain():
-	case <-timeout.C:
-		return fmt.Errorf("stop: still running after %s: %s", limit, strings.Join(d.Left(), ", "))
+		ended = true
+	case <-ctx.Done():
 	}
 	select {
 	case <-d.backlog.finish():
-	case <-timeout.C:
-		if d.backlog.Unrecorded() == 0 {
-			return fmt.Errorf("stop: the store has not taken back every message that failed within %s: they are held until their leases lapse", limit)
+		recorded = true
+	case <-ctx.Done():
+	}
+	var left []string
+	if names := d.Left(); !ended {
+		left = append(left, fmt.Sprintf("still running after %s: %s", limit, strings.Join(names, ", ")))
+	}
+	if n := d.backlog.Unrecorded() + d.backlog.GivenUp(); n > 0 {
+		left = append(left, fmt.Sprintf("the store has not taken the answers of %d messages that succeeded or failed for good: they run again if they are delivered again", n))
+	}
+	if n := d.backlog.Held(); n > 0 && !recorded {
+		left = append(left, fmt.Sprintf("the store has not taken back %d messages that failed: they are held until their leases lapse", n))
+	}
+	if ended && recorded {
+		if err := d.Store.Close(); err != nil {
+			left = append(left, fmt.Sprintf("close the store: %v", err))
 		}
 	}
-	lost := d.backlog.Unrecorded() + d.backlog.GivenUp()
-	if lost > 0 {
-		return fmt.Errorf("stop: the store has not taken the answers of %d messages that succeeded or failed for good: they run again if they are delivered again", lost)
-	}
-	if err := d.Store.Close(); err != nil {
-		return fmt.Errorf("stop: close the store: %w", err)
+	if left != nil {
+		return errors.New("stop: " + strings.Join(left, "; "))
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -21,7 +22,8 @@ import (
 const (
 	maxHeldReplies = 40 << 20 // bytes, all replies together
 	maxReplyHeader = 64 << 10 // bytes of one reply, its status line included
-	maxKeptHeader  = 4 << 10  // bytes of the headers of one reply that go back to QStash
+	maxHeaders     = 64       // replies whose headers are read at one time: in memory they take twenty times as much
+	maxKeptHeader  = 16 << 10 // bytes of the headers of one reply that go back to QStash
 )
 
 // Forwarder is business logic that lives elsewhere: it posts each message on to an HTTP service.
@@ -31,7 +33,8 @@ type Forwarder struct {
 	bearer   bool  // BEARER_TOKEN is set: Authorization is for this program, not for the service
 	kept     http.RoundTripper
 	fresh    http.RoundTripper
-	held     atomic.Int64 // bytes of replies
+	held     atomic.Int64  // bytes of replies
+	headers  chan struct{} // has one for each reply whose headers are read
 }
 
 // NewForwarder returns a Forwarder to the service at to; maxReply is in bytes.
@@ -45,30 +48,67 @@ func NewForwarder(to *url.URL, maxReply int64, bearer bool) *Forwarder {
 	}
 	fresh := transport.Clone()
 	fresh.DisableKeepAlives = true
-	return &Forwarder{to: to, maxReply: maxReply, bearer: bearer, kept: transport, fresh: fresh}
+	return &Forwarder{to: to, maxReply: maxReply, bearer: bearer, kept: transport, fresh: fresh, headers: make(chan struct{}, maxHeaders)}
 }
 
 // Run is a Runner.
 func (f *Forwarder) Run(ctx context.Context, x *Delivery) (once.Answer, error) {
-	reply, err := f.post(ctx, x)
+	turn := &turn{all: f.headers}
+	defer turn.end()
+	reply, err := f.post(ctx, x, turn)
 	if err != nil {
 		return once.Answer{}, err
 	}
 	defer reply.Body.Close()
-	return f.answer(x, reply)
+	o := outcomeOfReply(reply)
+	reply.Header = nil // its body may be long in coming
+	turn.end()
+	f.read(x, reply.Body, &o.Answer)
+	if o.Answer.Status <= 299 {
+		return o.Answer, nil
+	}
+	return once.Answer{}, &appError{o}
+}
+
+// turn is one reply's among those whose headers are read.
+type turn struct {
+	all   chan struct{}
+	state atomic.Int32 // 0, then perhaps turnTaken, then turnOver
+}
+
+const (
+	turnTaken = iota + 1
+	turnOver
+)
+
+// take waits for a place until ctx ends.
+func (t *turn) take(ctx context.Context) {
+	select {
+	case t.all <- struct{}{}:
+		if !t.state.CompareAndSwap(0, turnTaken) { // nobody wants it any more
+			<-t.all
+		}
+	case <-ctx.Done():
+	}
+}
+
+// end gives the place back, if there is one.
+func (t *turn) end() {
+	if t.state.Swap(turnOver) == turnTaken {
+		<-t.all
+	}
 }
 
 // post returns the service's reply to x. Where a kept connection was closed before a byte of an answer, as a server
 // does that has had enough of it, the message is posted once more on a new one.
-func (f *Forwarder) post(ctx context.Context, x *Delivery) (*http.Response, error) {
+func (f *Forwarder) post(ctx context.Context, x *Delivery, turn *turn) (*http.Response, error) {
 	var reused, answered, sent atomic.Bool // the transport's goroutines set them
 	trace := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn:              func(info httptrace.GotConnInfo) { reused.Store(info.Reused); sent.Store(true) },
-		GotFirstResponseByte: func() { answered.Store(true) },
+		GotFirstResponseByte: func() { answered.Store(true); turn.take(ctx) }, // it is read once this returns
 	})
 	reply, err := f.kept.RoundTrip(f.request(trace, x)) // not a Client, which follows redirects
 	if err != nil && reused.Load() && !answered.Load() && ctx.Err() == nil {
-		sent.Store(false)
 		reply, err = f.fresh.RoundTrip(f.request(trace, x))
 	}
 	switch {
@@ -78,11 +118,11 @@ func (f *Forwarder) post(ctx context.Context, x *Delivery) (*http.Response, erro
 	case err == nil:
 		return reply, nil
 	case ctx.Err() != nil:
-		return nil, appFailed(AppLate, http.StatusGatewayTimeout, "no answer from FORWARD_URL (%s) by HANDLER_TIMEOUT", f.to)
+		return nil, appFailed(AppLate, http.StatusGatewayTimeout, "no answer from FORWARD_URL (%s) by HANDLER_TIMEOUT", f.to.Redacted())
 	case !sent.Load():
-		return nil, appFailed(AppAway, http.StatusBadGateway, "no connection to FORWARD_URL (%s): %v", f.to, rootOf(err))
+		return nil, appFailed(AppAway, http.StatusBadGateway, "no connection to FORWARD_URL (%s): %v", f.to.Redacted(), err)
 	}
-	return nil, appFailed(AppCut, http.StatusBadGateway, "no answer from FORWARD_URL (%s) to a message that it was sent: %v", f.to, rootOf(err))
+	return nil, appFailed(AppCut, http.StatusBadGateway, "no answer from FORWARD_URL (%s) to a message that it was sent: %v", f.to.Redacted(), rootOf(err))
 }
 
 // rootOf is err without what the service may have sent: net/http quotes malformed answers.
@@ -138,12 +178,6 @@ func (f *Forwarder) header(h http.Header) http.Header {
 			h.Del(strings.TrimSpace(name))
 		}
 	}
-	h = h.Clone()
-	for _, list := range h["Connection"] {
-		for name := range strings.SplitSeq(list, ",") {
-			h.Del(strings.TrimSpace(name))
-		}
-	}
 	for _, name := range []string{"Connection", "Proxy-Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
 		"Proxy-Authenticate", "Proxy-Authorization", "Expect", "Accept-Encoding"} {
 		h.Del(name)
@@ -163,51 +197,61 @@ func (f *Forwarder) header(h http.Header) http.Header {
 	return h
 }
 
-// answer is reply as it goes back to QStash. A 2xx is a success even if its body is lost: the work is done.
-func (f *Forwarder) answer(x *Delivery, reply *http.Response) (once.Answer, error) {
-	a := once.Answer{Status: reply.StatusCode, Header: keptHeader(reply.Header)}
-	body, whole := f.read(x, reply.Body)
-	success := a.Status <= 299
-	switch {
-	case whole:
-		a.Body = body
-	case success:
-		a.Header = without(a.Header, "Content-Encoding")
-		a.Header["Content-Type"], a.Body = jsonHeader["Content-Type"], okBody
-	default:
-		a.Header = without(a.Header, "Content-Encoding")
-		a.Header["Content-Type"] = jsonHeader["Content-Type"]
-		a.Body = errorBody("the body of FORWARD_URL's answer was cut short or too large")
+// outcomeOfReply is how the delivery ends, but for the body of its answer.
+func outcomeOfReply(reply *http.Response) Outcome {
+	o := Outcome{
+		Reason: AppFailed,
+		Answer: once.Answer{Status: reply.StatusCode, Header: keptHeader(reply.Header)},
+		Retry:  retryHeader(reply.Header),
+		Detail: fmt.Sprintf("FORWARD_URL answered %d", reply.StatusCode),
 	}
-	if success {
-		return a, nil
-	}
-	o := Outcome{Reason: AppFailed, Answer: a, Retry: retryHeader(reply.Header), Detail: fmt.Sprintf("FORWARD_URL answered %d", a.Status)}
 	switch location := reply.Header.Get("Location"); {
-	case a.Status == 489 && strings.EqualFold(reply.Header.Get(permanentName), "true"):
-		o.Reason = AppPermanent
-		o.Retry = nil
-	case a.Status <= 399 && location != "":
+	case o.Answer.Status == 489 && strings.EqualFold(reply.Header.Get(permanentName), "true"):
+		o.Reason, o.Retry = AppPermanent, nil
+	case o.Answer.Status <= 399 && location != "":
 		o.Detail += fmt.Sprintf(", a redirect to %q, which is not followed: set FORWARD_URL so that the app answers itself", clip(location))
 	}
-	return once.Answer{}, &appError{o}
+	return o
 }
 
-// read returns the body of a reply, and whether that is all of it: it is not where it was cut short, is over maxReply,
-// or does not fit into what all replies may hold. Its room is given back when x is over.
-func (f *Forwarder) read(x *Delivery, from io.Reader) (body []byte, whole bool) {
+// read reads the body of a reply into a. Where it is cut short, or there is no room for it, another one stands for it: a
+// 2xx is a success even so, for the work is done.
+func (f *Forwarder) read(x *Delivery, from io.Reader, a *once.Answer) {
+	body, whole := f.readAll(x, from)
+	if whole {
+		a.Body = body
+		return
+	}
+	delete(a.Header, "Content-Encoding")
+	a.Header["Content-Type"] = jsonHeader["Content-Type"]
+	a.Body = okBody
+	if a.Status > 299 {
+		a.Body = errorBody("the body of FORWARD_URL's answer was cut short or too large")
+	}
+}
+
+// readAll returns the body of a reply, and whether that is all of it: it is not where it was cut short, is over
+// maxReply, or does not fit into what all replies may hold. Its room is given back when x is over.
+func (f *Forwarder) readAll(x *Delivery, from io.Reader) (body []byte, whole bool) {
 	var reserved int64
-	x.ended = append(x.ended, func() { f.held.Add(-reserved) })
+	giveBack := func() { f.held.Add(-reserved) }
+	defer func() {
+		if whole {
+			x.ended = append(x.ended, giveBack)
+		} else {
+			giveBack()
+		}
+	}()
 	for {
 		if len(body) == cap(body) {
 			more := min(max(int64(cap(body)), 4<<10), f.maxReply+1-int64(cap(body)))
-			if more <= 0 || f.held.Add(more) > maxHeldReplies {
-				if more > 0 {
-					f.held.Add(-more)
-				}
+			if more <= 0 {
 				return nil, false
 			}
 			reserved += more
+			if f.held.Add(more) > maxHeldReplies {
+				return nil, false
+			}
 			grown := make([]byte, len(body), int64(cap(body))+more)
 			copy(grown, body)
 			body = grown
@@ -232,18 +276,16 @@ func keptHeader(h http.Header) http.Header {
 		for _, v := range values {
 			size += len(name) + len(v)
 		}
-		kept[name] = values
+		kept[name] = slices.Clone(values) // as it is, it keeps all others in memory
 	}
 	if size <= maxKeptHeader {
 		return kept
 	}
-	for name := range kept {
-		if name != permanentName {
-			delete(kept, name)
-		}
+	few := http.Header{"Content-Type": {"application/octet-stream"}}
+	if never := kept[permanentName]; len(never) == 1 && len(never[0]) < 16 {
+		few[permanentName] = never
 	}
-	kept["Content-Type"] = []string{"application/octet-stream"}
-	return kept
+	return few
 }
 
 // retryHeader is what of h tells QStash when to try again.
@@ -251,16 +293,10 @@ func retryHeader(h http.Header) http.Header {
 	retry := http.Header{}
 	for name, values := range h {
 		if (name == "Retry-After" || strings.HasPrefix(name, "X-Ratelimit-Reset")) && len(values[0]) <= 64 {
-			retry[name] = values[:1]
+			retry[name] = slices.Clone(values[:1])
 		}
 	}
 	return retry
-}
-
-func without(h http.Header, name string) http.Header {
-	h = h.Clone()
-	delete(h, name)
-	return h
 }
 
 func appFailed(reason Reason, status int, format string, args ...any) error {

@@ -19,7 +19,7 @@ type run struct {
 	here        *here
 	key         once.Key
 	holder      string
-	over        chan struct{} // closed at the end; made by the first that waits for it
+	over        chan struct{} // closed by end; made by the first that waits for it
 	successOnly bool          // the message is known by a value in its body: only a success is kept
 
 	commitCalled atomic.Bool
@@ -30,7 +30,7 @@ type run struct {
 func newHere() *here { return &here{runs: map[once.Key]*run{}} }
 
 // begin returns the run of c if no other delivery has the message in hand here; else a channel that is closed when
-// that one is over.
+// that one's business logic has ended.
 func (h *here) begin(c once.Claim) (*run, <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -43,6 +43,14 @@ func (h *here) begin(c once.Claim) (*run, <-chan struct{}) {
 	r := &run{here: h, key: c.Key, holder: c.Holder}
 	h.runs[c.Key] = r
 	return r, nil
+}
+
+// abandon takes begin back: the claim was not granted. It wakes nobody, or all that wait for a message that is run
+// elsewhere would ask the store again at each other's answers.
+func (r *run) abandon() {
+	r.here.mu.Lock()
+	defer r.here.mu.Unlock()
+	delete(r.here.runs, r.key)
 }
 
 // end lets other deliveries of the message go on.

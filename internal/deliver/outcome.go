@@ -73,8 +73,10 @@ func Refuse(reason Reason, format string, args ...any) error {
 	return &Refusal{reason, fmt.Sprintf(format, args...)}
 }
 
-// Outcome is r as it is answered. A stranger learns nothing from it.
-func (r *Refusal) Outcome() Outcome {
+// Refused is err, a *Refusal, as it is answered. A stranger learns nothing from it.
+func Refused(err error) Outcome {
+	r := &Refusal{Reason: Malformed, Detail: err.Error()}
+	errors.As(err, &r)
 	text := r.Error()
 	switch r.Reason.Row().Status {
 	case http.StatusUnauthorized:

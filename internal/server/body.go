@@ -33,7 +33,7 @@ type room struct {
 	tokens   map[once.Key]int // bodies being read, by token
 	changed  chan struct{}    // closed when there may be more room; nil: nobody waits
 	draining bool
-	turned   time.Time // when a body was turned away for want of room, since one was last given back; zero: none was
+	turned   time.Time // when a body was turned away for want of room, none having been given back since; zero: it is not so
 }
 
 // reading is one body on its way in.
@@ -42,7 +42,9 @@ type reading struct {
 	control *http.ResponseController
 	token   once.Key
 	held    int64
-	left    int64 // bytes that may still come
+	left    int64         // bytes that may still come
+	whole   bool          // all of it is here
+	waited  time.Duration // for room, so far
 }
 
 func newRoom(limit int64) *room {
@@ -56,11 +58,11 @@ func (m *room) Held() int64 {
 	return m.held
 }
 
-// wedgedSince is when a body was turned away such that none has been given back since; zero: it is not so.
-func (m *room) wedgedSince() time.Time {
+// wedged says that a body was turned away for want of room, and none has been given back, for longer than d.
+func (m *room) wedged(d time.Duration) (since time.Time, yes bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.turned
+	return m.turned, !m.turned.IsZero() && m.now().Sub(m.turned) > d
 }
 
 // drain gives up the bodies that are still on their way, and those that wait for room.
@@ -74,17 +76,18 @@ func (m *room) drain() {
 	m.wake()
 }
 
-// wait calls try, and again whenever there may be more room, until it returns true. It returns a *deliver.Refusal
-// after roomWait, or when the program stops.
-func (m *room) wait(try func() bool) error {
-	var timeout <-chan time.Time
+// wait calls try, and again whenever there may be more room, until it returns "". It returns a *deliver.Refusal with
+// what try says stands in the way once r has waited for roomWait in all, or when the program stops.
+func (r *reading) wait(try func() (obstacle string)) error {
+	m := r.room
 	for {
 		m.mu.Lock()
 		if m.draining {
 			m.mu.Unlock()
 			return stopping()
 		}
-		if try() {
+		obstacle := try()
+		if obstacle == "" {
 			m.mu.Unlock()
 			return nil
 		}
@@ -93,27 +96,33 @@ func (m *room) wait(try func() bool) error {
 		}
 		changed := m.changed
 		m.mu.Unlock()
-		if timeout == nil {
-			timer := time.NewTimer(roomWait)
-			defer timer.Stop()
-			timeout = timer.C
-		}
+		began := time.Now()
+		giveUp := time.NewTimer(roomWait - r.waited)
 		select {
 		case <-changed:
-		case <-timeout:
-			return m.turnAway()
+			giveUp.Stop()
+			r.waited += time.Since(began)
+		case <-giveUp.C:
+			if obstacle == noRoom {
+				m.turnAway()
+			}
+			return deliver.Refuse(deliver.Busy, "waited %s for room: %s", roomWait, obstacle)
 		}
 	}
 }
 
-func (m *room) turnAway() error {
+// What stands in the way of a body.
+var (
+	noRoom   = fmt.Sprintf("the bodies of other messages fill the %d bytes that this machine gives them together", MaxHeldBytes)
+	twoOfOne = fmt.Sprintf("%d others were arriving under the same token", maxReading)
+)
+
+func (m *room) turnAway() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.turned.IsZero() {
 		m.turned = m.now()
 	}
-	return deliver.Refuse(deliver.Busy, "for %s the bodies of other messages have left no room for this one, of the %d bytes that they may take together, "+
-		"or %d others were arriving under the same token", roomWait, MaxHeldBytes, maxReading)
 }
 
 // wake lets those who wait look again. The caller has m.mu.
@@ -127,25 +136,28 @@ func (m *room) wake() {
 // enter waits until fewer than maxReading bodies are read under r's token, and for room for the first n bytes.
 func (r *reading) enter(n int64) error {
 	m := r.room
-	return m.wait(func() bool {
-		if m.tokens[r.token] >= maxReading || !m.fits(r, n) {
-			return false
+	return r.wait(func() string {
+		switch {
+		case m.tokens[r.token] >= maxReading:
+			return twoOfOne
+		case !m.fits(r, n):
+			return noRoom
 		}
 		m.tokens[r.token]++
 		m.reading[r] = struct{}{}
 		r.grow(n)
-		return true
+		return ""
 	})
 }
 
 // take waits for n more bytes of room.
 func (r *reading) take(n int64) error {
-	return r.room.wait(func() bool {
-		fits := r.room.fits(r, n)
-		if fits {
-			r.grow(n)
+	return r.wait(func() string {
+		if !r.room.fits(r, n) {
+			return noRoom
 		}
-		return fits
+		r.grow(n)
+		return ""
 	})
 }
 
@@ -156,22 +168,15 @@ func (r *reading) grow(n int64) {
 	r.left = max(r.left-n, 0)
 }
 
-// fits says that n more bytes for r leave enough for at least one body to arrive whole. Otherwise bodies that are half
+// fits says that n more bytes for r leave enough for r or another body to arrive whole. Otherwise bodies that are half
 // here could fill the room together and wait for each other. The caller has m.mu.
 func (m *room) fits(r *reading, n int64) bool {
 	free := MaxHeldBytes - m.held - n
-	if free < 0 {
-		return false
-	}
-	if r.left <= n || free >= m.limit {
-		return true
+	if free < 0 || r.left-n <= free {
+		return free >= 0
 	}
 	for other := range m.reading {
-		left := other.left
-		if other == r {
-			left -= n
-		}
-		if left <= free {
+		if other != r && other.left <= free {
 			return true
 		}
 	}
@@ -196,7 +201,9 @@ func (r *reading) giveBack() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.held -= r.held
-	m.turned = time.Time{}
+	if r.whole {
+		m.turned = time.Time{}
+	}
 	m.wake()
 }
 
@@ -223,6 +230,7 @@ func (m *room) read(w http.ResponseWriter, r *http.Request, token once.Key) ([]b
 		reading.giveBack()
 		return nil, nil, err
 	}
+	reading.whole = true
 	return body, reading.giveBack, nil
 }
 

@@ -5,7 +5,6 @@ package server
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"syscall"
@@ -23,11 +22,11 @@ type Listeners struct {
 	metrics net.Listener // nil: none
 }
 
-// Listen opens port, and metricsAddress unless it is "".
-func Listen(port int, metricsAddress string) (*Listeners, error) {
-	public, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+// Listen opens address, and metricsAddress unless it is "".
+func Listen(address, metricsAddress string) (*Listeners, error) {
+	public, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("serve on port %d: %w; stop what uses the port, or set PORT to another", port, err)
+		return nil, fmt.Errorf("serve on %s: %w; stop what uses the port, or set PORT to another", address, err)
 	}
 	l := &Listeners{public: netutil.LimitListener(public, maxConnections())}
 	if metricsAddress == "" {
@@ -62,9 +61,9 @@ func (l *Listeners) Close() {
 // Address is where the public listener listens: the port that PORT=0 has found.
 func (l *Listeners) Address() string { return l.public.Addr().String() }
 
-// httpServer returns h behind limits that no business logic runs into. The handler's context ends at its deadline,
-// not when the caller hangs up.
-func httpServer(h http.Handler, log *slog.Logger) *http.Server {
+// httpServer returns h behind limits that no business logic runs into.
+// What net/http has to say goes to the standard library's log.
+func httpServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:                      h,
 		ReadHeaderTimeout:            10 * time.Second,
@@ -72,17 +71,16 @@ func httpServer(h http.Handler, log *slog.Logger) *http.Server {
 		IdleTimeout:                  120 * time.Second,
 		MaxHeaderBytes:               12 << 10,
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 }
 
 // Serve takes messages until ctx ends, then finishes those that it began and closes the store. It closes l.
 func (s *Server) Serve(ctx context.Context, l *Listeners) error {
 	defer l.Close()
-	web := httpServer(s, s.Log)
+	web := httpServer(s)
 	ended := make(chan error, 2)
 	if l.metrics != nil {
-		metrics := httpServer(s.metrics.handler(), s.Log)
+		metrics := httpServer(s.metrics.handler())
 		metrics.WriteTimeout = writeTimeout
 		go func() { ended <- metrics.Serve(l.metrics) }()
 	}

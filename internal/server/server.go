@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"qstash-receiver/internal/deliver"
@@ -40,20 +39,16 @@ type Server struct {
 	room      *room
 	metrics   *metrics
 	refusals  *lineLimit
-	rolled    *rolled
-	strangers *strangers
+	patterns  *patterns
 }
 
 // New returns a Server of c.
 func New(c Config) *Server {
-	s := &Server{Config: c, room: newRoom(c.MaxBody), metrics: newMetrics(), rolled: newRolled(c.Log), strangers: &strangers{log: c.Log}}
+	s := &Server{Config: c, room: newRoom(c.MaxBody), metrics: newMetrics(), refusals: &lineLimit{log: c.Log}, patterns: newPatterns(c.Log)}
 	s.deliverer = deliver.New(deliver.Config{
 		Run: c.Run, Timing: c.Timing, Store: c.Store, Dedupe: c.Dedupe, Log: c.Log, Observer: s.metrics,
 	})
 	s.metrics.watch(s)
-	s.refusals = &lineLimit{rest: func(leftOut int) {
-		c.Log.Warn("refused and replayed deliveries left out of the log", "left_out", leftOut)
-	}}
 	return s
 }
 
@@ -66,7 +61,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	line := newLine(r)
 	proof, err := s.Verify(r)
-	line.proof = proof
+	line.verified(proof, err)
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
 		s.refuse(w, r, &line, refuseMethod(r, proof))
@@ -88,8 +83,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.metrics.verified(proof.Key)
-	s.rolled.verified(proof.Region, proof.Key)
-	s.strangers.accepted()
+	s.patterns.verified(&proof)
 	if health {
 		s.finish(w, &line, checked(delivery, proof))
 		return
@@ -100,7 +94,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serveHealth says whether the process serves. It asks no store: that being away is no reason to stop a machine.
 func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
 	status, text := http.StatusOK, "ok"
-	if since := s.room.wedgedSince(); !since.IsZero() && time.Since(since) > s.Timing.Lease {
+	if since, wedged := s.room.wedged(s.Timing.Lease); wedged {
 		status, text = http.StatusServiceUnavailable, "no room for messages since "+since.UTC().Format(time.RFC3339)
 	}
 	closeUnread(w, r)
@@ -118,10 +112,10 @@ func FunctionURL(r *http.Request) string {
 // refuseMethod says which method was used. One that our own key vouches for is the publisher's mistake.
 func refuseMethod(r *http.Request, proof deliver.Proof) error {
 	if proof.Key != "" {
-		return deliver.Refuse(deliver.Method, "the message was delivered by %s, this service takes POST alone: publish it with Upstash-Method: POST (it says %q)",
-			clip(r.Method), clip(r.Header.Get("Upstash-Method")))
+		return deliver.Refuse(deliver.Method, "the message was delivered by %s (its Upstash-Method is %q), this service takes POST alone: publish it anew, with -H \"Upstash-Method: POST\" or without that header",
+			clip(r.Method, maxClipped), clip(r.Header.Get("Upstash-Method"), maxClipped))
 	}
-	return deliver.Refuse(deliver.Method, "%s is not POST, which messages are delivered by", clip(r.Method))
+	return deliver.Refuse(deliver.Method, "%s is not POST, which messages are delivered by", clip(r.Method, maxClipped))
 }
 
 // checked is the outcome of a signed POST /healthz: all was proven, nothing is run.
@@ -139,14 +133,14 @@ func checked(x *deliver.Delivery, proof deliver.Proof) deliver.Outcome {
 // refuse finishes a request that is no message, at once: a body that is still to come is not waited for.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, line *line, err error) {
 	closeUnread(w, r)
-	s.finish(w, line, s.deliverer.Refused(err))
+	s.finish(w, line, deliver.Refused(err))
 }
 
 // finish logs, counts and answers.
 func (s *Server) finish(w http.ResponseWriter, line *line, o deliver.Outcome) {
 	row := o.Reason.Row()
 	s.metrics.deliveries.WithLabelValues(row.Outcome, row.Reason).Inc()
-	if row.Next == deliver.Done {
+	if o.Next(&line.unverified) == deliver.Done {
 		s.metrics.succeeded(line.unverified.ScheduleID)
 	}
 	s.log(line, &o)
@@ -185,13 +179,4 @@ func respond(w http.ResponseWriter, o deliver.Outcome) {
 	}
 	w.WriteHeader(o.Answer.Status)
 	_, _ = w.Write(o.Answer.Body) // a caller that hung up is told nothing
-}
-
-// clip bounds what a stranger can put on a log line.
-func clip(s string) string {
-	const most = 512
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "..."
 }
