@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib" // database/sql's driver "pgx"
 )
@@ -59,12 +60,16 @@ type Postgres struct {
 	process
 }
 
-// NewPostgres starts a Postgres with args on its command line, whose superuser is postgres, without a password. It is
-// stopped when t ends.
+// NewPostgres starts a Postgres with args on its command line. Its superuser is postgres, and nobody but a user
+// called locked, if the test makes one, needs a password. It is stopped when t ends.
 func NewPostgres(t testing.TB, args ...string) *Postgres {
 	t.Helper()
 	p := newPostgres(t, args)
 	p.run(t, "initdb", "--pgdata", p.dir, "--username", "postgres", "--auth", "trust", "--no-sync")
+	logins := "host all locked all scram-sha-256\nhost all all all trust\nhost replication all all trust\n"
+	if err := os.WriteFile(filepath.Join(p.dir, "pg_hba.conf"), []byte(logins), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	p.Start(t)
 	t.Cleanup(p.Stop)
 	return p
@@ -88,7 +93,7 @@ func newPostgres(t testing.TB, args []string) *Postgres {
 	return &Postgres{Port: FreePort(t), dir: ownDir(t), args: args}
 }
 
-// URL returns its URL for a user without a password, and the database of the same name as the superuser.
+// URL returns its URL for username and the database postgres.
 func (p *Postgres) URL(username string) string {
 	return fmt.Sprintf("postgres://%s@127.0.0.1:%s/postgres", username, p.Port)
 }
@@ -99,8 +104,15 @@ func (p *Postgres) Start(t testing.TB) {
 	// What a killed process has written is in the system's hands: there is no need to wait for the disk.
 	args := append([]string{"-D", p.dir, "-p", p.Port, "-h", "127.0.0.1", "-k", p.dir, "-F"}, p.args...)
 	p.start(t, asOther(exec.Command(postgresProgram("postgres"), args...)))
-	awaitListening(t, "127.0.0.1:"+p.Port)
-	p.run(t, "pg_isready", "--timeout", "20", "--dbname", p.URL("postgres"))
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		out, err := exec.Command(postgresProgram("pg_isready"), "--dbname", p.URL("postgres")).CombinedOutput()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("pg_isready: %v: %s", err, out)
+		}
+	}
 }
 
 // Stop ends it at once, as a crash would, with all that it has started.
@@ -138,21 +150,24 @@ func NewPgBouncer(t testing.TB, postgres string, pool int) *PgBouncer {
 	password, _ := u.User.Password()
 	b := &PgBouncer{Port: FreePort(t)}
 	dir := ownDir(t)
-	config := filepath.Join(dir, "pgbouncer.ini")
+	config, users := filepath.Join(dir, "pgbouncer.ini"), filepath.Join(dir, "users.txt")
 	text := fmt.Sprintf(`
 [databases]
-* = host=%s port=%s user=%s password='%s'
+* = host=%s port=%s
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = %s
 unix_socket_dir =
-auth_type = any
+auth_type = trust
+auth_file = %s
 pool_mode = transaction
 default_pool_size = %d
 server_login_retry = 1
-`, u.Hostname(), cmp.Or(u.Port(), "5432"), u.User.Username(), password, b.Port, pool)
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
+`, u.Hostname(), cmp.Or(u.Port(), "5432"), b.Port, users, pool)
+	for path, text := range map[string]string{config: text, users: fmt.Sprintf("%q %q\n", u.User.Username(), password)} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	b.args = []string{program, "-q", config}
 	b.Start(t)
