@@ -136,8 +136,8 @@ func checkSignature(token string, keys []signing.Key) ([]byte, *signing.Key, err
 		}
 		return decoded, key, nil
 	}
-	return nil, nil, deliver.Refuse(deliver.Signature, "none of the %d signing keys made it: it is from a stranger, or these keys are another account's or region's, or were rolled twice. "+
-		"The Upstash console shows the right ones (QStash, Signing Keys); set both in one command: "+
+	return nil, nil, deliver.Refuse(deliver.Signature, "the token is signed with none of the %d signing keys that are set here: it is a stranger's, or these keys are another account's or region's, or were rolled twice. "+
+		"The Upstash console shows the right ones (QStash, Signing Keys); set both together, on Fly with: "+
 		"flyctl secrets set QSTASH_CURRENT_SIGNING_KEY=sig_... QSTASH_NEXT_SIGNING_KEY=sig_...", len(keys))
 }
 
@@ -226,10 +226,10 @@ func checkClaims(payload []byte, now time.Time, tolerance time.Duration) (verifi
 	case !verifyIsTime(raw.notBefore):
 		return verifiedClaims{}, deliver.Refuse(deliver.Malformed, "the token has no nbf, or one that is not a number of seconds")
 	case late >= 0:
-		return verifiedClaims{}, deliver.Refuse(deliver.Expired, "the token expired %.0f s ago, at %s, and this machine's time is %s: it is an old delivery, or this machine's clock is ahead (CLOCK_TOLERANCE, now %s, allows for that)",
+		return verifiedClaims{}, deliver.Refuse(deliver.Expired, "the token expired %.0f s ago, at %s, and this machine's time is %s: it is an old delivery that comes again, or this machine's clock is ahead (receiver doctor compares it with QStash's; CLOCK_TOLERANCE, now %s, allows for a few seconds)",
 			late, verifyTime(raw.expires.Num), now.UTC().Format(time.RFC3339), tolerance)
 	case early > 0:
-		return verifiedClaims{}, deliver.Refuse(deliver.NotYetValid, "the token is valid in %.0f s, from %s, and this machine's time is %s: its clock is behind (CLOCK_TOLERANCE, now %s, allows for that)",
+		return verifiedClaims{}, deliver.Refuse(deliver.NotYetValid, "the token is valid in %.0f s, from %s, and this machine's time is %s: this machine's clock is behind; set it right, which a restart does where a machine was suspended (receiver doctor compares it with QStash's; CLOCK_TOLERANCE, now %s, allows for a few seconds)",
 			early, verifyTime(raw.notBefore.Num), now.UTC().Format(time.RFC3339), tolerance)
 	case raw.bodyHash.Type != gjson.String:
 		return verifiedClaims{}, deliver.Refuse(deliver.Malformed, "the token has no body hash")
@@ -285,9 +285,14 @@ func checkSubject(subject string, origins []string, r *http.Request) (*url.URL, 
 	if target != r.URL.RequestURI() { // what is verified is what is run and forwarded, to the byte
 		return nil, "", deliver.Refuse(deliver.Subject, "the request's path has bytes that no URL has; it is for %.300q", target)
 	}
-	if signed.RequestURI() != target || !slices.Contains(origins, signing.Origin(signed)) {
-		return nil, "", deliver.Refuse(deliver.Subject, "the token is for %.200q, this request is for %.200q: if the first is a URL of this service, add %.100s to RECEIVER_URL (a comma between two); if the paths differ, a proxy in front changes them",
-			subject, origins[0]+target, signing.Origin(signed))
+	if origin := signing.Origin(signed); !slices.Contains(origins, origin) {
+		all := strings.Join(origins, ",") + "," + origin
+		return nil, "", deliver.Refuse(deliver.Subject, "the token is for %.200q, this request is for %.200q: if the first is a URL of this service, add %.100s to RECEIVER_URL, on Fly with: flyctl secrets set RECEIVER_URL=%.300s",
+			subject, origins[0]+target, origin, all)
+	}
+	if signed.RequestURI() != target {
+		return nil, "", deliver.Refuse(deliver.Subject, "the token is for %.200q, this request is for %.200q: the host is right and path or query differ: a proxy in front changes them, or somebody sends the delivery to another path",
+			subject, origins[0]+target)
 	}
 	u.Scheme, u.Host = signed.Scheme, signed.Host
 	return u, target, nil
@@ -340,13 +345,13 @@ func checkBearer(want string, header []string) error {
 		return nil
 	}
 	if len(header) != 1 {
-		return deliver.Refuse(deliver.Bearer, "there are %d Authorization headers, BEARER_TOKEN asks for one: publish with Upstash-Forward-Authorization: Bearer <BEARER_TOKEN>", len(header))
+		return deliver.Refuse(deliver.Bearer, "there are %d Authorization headers, BEARER_TOKEN asks for one: publish with -H \"Upstash-Forward-Authorization: Bearer $BEARER_TOKEN\", this message too", len(header))
 	}
 	scheme, got, _ := strings.Cut(header[0], " ")
 	// Hashed first, so that the time does not tell the length.
 	a, b := sha256.Sum256([]byte(strings.TrimSpace(got))), sha256.Sum256([]byte(want))
 	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(a[:], b[:]) != 1 {
-		return deliver.Refuse(deliver.Bearer, "the Authorization header is not Bearer and BEARER_TOKEN: publish with Upstash-Forward-Authorization: Bearer <BEARER_TOKEN>")
+		return deliver.Refuse(deliver.Bearer, "the Authorization header is not Bearer and the BEARER_TOKEN that is set here: publish with -H \"Upstash-Forward-Authorization: Bearer $BEARER_TOKEN\", this message too")
 	}
 	return nil
 }
@@ -356,7 +361,7 @@ func checkBody(body []byte, hash string) error {
 	sum := sha256.Sum256(body)
 	got := base64.RawURLEncoding.AppendEncode(nil, sum[:])
 	if subtle.ConstantTimeCompare(got, []byte(hash)) != 1 {
-		return deliver.Refuse(deliver.BodyHash, "the body's SHA-256 is %s, the token was made for %.60q: the body was changed on its way (a proxy that rewrites or decompresses it), or the token is another message's", got, hash)
+		return deliver.Refuse(deliver.BodyHash, "the body's SHA-256 is %s, the token was made for %.60q: the body was changed on its way, by a proxy in front of this service that rewrites or decompresses it, or the token is another message's", got, hash)
 	}
 	return nil
 }

@@ -43,8 +43,9 @@ func (o *outage) note(operation string, err error) {
 	}
 	o.since = o.last
 	o.on.Store(true)
-	o.log.Error("the store of handled messages fails", "operation", operation, "error", err.Error(),
-		"next", "messages are not run until it is back, QStash retries them; what has run is kept here and recorded then")
+	o.log.Error("the store of handled messages (STORE_URL) fails", "operation", operation, "error", err.Error(),
+		"next", "messages are not run until it is back, QStash retries them; what has run is kept here and recorded then",
+		"do", "see whether it runs, has room, and can be reached from this machine; this program need not be restarted")
 }
 
 func (o *outage) succeeded() {
@@ -62,7 +63,8 @@ func (o *outage) isOver() {
 	if time.Since(o.last) < quiet {
 		return // the next success looks again
 	}
-	o.log.Info("the store of handled messages works again", "failures", o.failures, "seconds", int(o.last.Sub(o.since).Seconds()))
+	o.log.Info("the store of handled messages works again", "failed_calls", o.failures,
+		"since", o.since.UTC().Format(time.RFC3339), "seconds", int(o.last.Sub(o.since).Seconds()))
 	o.failures = 0
 	o.on.Store(false)
 }

@@ -22,10 +22,7 @@ func CaptureStandard(l *slog.Logger) (restore func()) {
 	}
 }
 
-// Standard returns a log for a http.Server, whose lines are lines of l.
-func Standard(l *slog.Logger) *log.Logger { return log.New(standard{l}, "", 0) }
-
-// standard takes what a *log.Logger prints.
+// standard takes what the standard log prints.
 type standard struct{ log *slog.Logger }
 
 // Write implements io.Writer.
@@ -41,5 +38,6 @@ func (s standard) Write(p []byte) (int, error) {
 	default:
 		s.log.Info(text)
 	}
+	Flush(s.log) // it may be log.Fatal's
 	return len(p), nil
 }

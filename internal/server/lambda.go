@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/aws/aws-lambda-go/lambda"
 
 	"qstash-receiver/internal/deliver"
+	"qstash-receiver/internal/logs"
 	"qstash-receiver/internal/once"
 )
 
@@ -29,7 +31,7 @@ const StoreWait = 8 * time.Second
 type Listeners struct{}
 
 // Listen opens nothing: PORT and METRICS_PORT mean nothing on Lambda.
-func Listen(int, string) (*Listeners, error) { return &Listeners{}, nil }
+func Listen(string, string) (*Listeners, error) { return &Listeners{}, nil }
 
 // Address says where messages come from.
 func (l *Listeners) Address() string { return "AWS Lambda" }
@@ -51,11 +53,12 @@ func (s *Server) Serve(ctx context.Context, _ *Listeners) error {
 
 // invoke answers one invocation. It returns no error: Lambda would answer 502 to QStash without a word on why.
 func (s *Server) invoke(ctx context.Context, e events.LambdaFunctionURLRequest) (events.LambdaFunctionURLResponse, error) {
+	defer logs.Flush(s.Log) // Lambda freezes the program once this returns
 	w := &lambdaReply{header: http.Header{}, status: http.StatusOK}
 	r, err := lambdaRequest(ctx, e)
 	if err != nil {
-		s.refusals.line(func(leftOut int) {
-			s.Log.Warn("refused an event", "error", clip(err.Error()), "status", http.StatusBadRequest, "left_out", leftOut)
+		s.refusals.line(slog.LevelWarn, func(leftOut int) {
+			s.Log.Warn("refused an event", "error", clip(err.Error(), maxClipped), "status", http.StatusBadRequest, "left_out", leftOut)
 		})
 		respond(w, deliver.Outcome{Answer: once.Answer{
 			Status: http.StatusBadRequest, Header: http.Header{"Content-Type": {"application/json"}}, Body: []byte(`{"error":"bad request"}`),

@@ -1,57 +1,139 @@
 package server
 
 import (
+	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"qstash-receiver/internal/deliver"
 )
 
-// rolled tells the owner, once a day for each region, that messages verify with the next key.
-type rolled struct {
+const (
+	sayRolledEvery = 24 * time.Hour
+	manyInARow     = 3 // deliveries that make a pattern
+)
+
+// patterns tells the owner what no single delivery shows.
+type patterns struct {
+	log      *slog.Logger
+	accepted atomic.Bool // a message was accepted since the start
+	app      appPattern
+
+	mu       sync.Mutex
+	rolled   map[string]time.Time // when it was said that a region's messages verify with the next key
+	mistaken int                  // deliveries refused though their claims look like ours, while none was accepted
+}
+
+func newPatterns(log *slog.Logger) *patterns {
+	return &patterns{log: log, app: appPattern{log: log}, rolled: map[string]time.Time{}}
+}
+
+// heard takes note of a delivery that ended in o.
+func (p *patterns) heard(l *line, o *deliver.Outcome) {
+	switch o.Reason {
+	case deliver.Signature:
+		if l.proof.LooksOurs && !p.accepted.Load() {
+			p.refused()
+		}
+	case deliver.AppAway, deliver.AppCut, deliver.AppLate:
+		p.app.silent(l.began)
+	case deliver.Handled, deliver.AppFailed, deliver.AppPermanent:
+		p.app.answered()
+	}
+}
+
+// verified takes note of a message that is proven.
+func (p *patterns) verified(proof *deliver.Proof) {
+	if !p.accepted.Load() {
+		p.accepted.Store(true)
+	}
+	if proof.Key == "next" {
+		p.next(proof.Region)
+	}
+}
+
+// next says, once a day for each region, that its messages verify with the next key.
+func (p *patterns) next(region string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if said, ever := p.rolled[region]; ever && time.Since(said) < sayRolledEvery {
+		return
+	}
+	p.rolled[region] = time.Now()
+	p.log.Warn("messages verify with the next signing key: the keys were rolled. All is well until they are rolled again; then this program "+
+		"refuses everything, unless it fetches its keys with a token", "do", setKeys(region))
+}
+
+// refused says, once, that nothing has been accepted since the start although QStash seems to deliver.
+func (p *patterns) refused() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mistaken++; p.mistaken != manyInARow {
+		return
+	}
+	p.log.Error(fmt.Sprintf("no message has been accepted since the start, and %d were refused that look like QStash's for this service but are signed with other keys: "+
+		"the keys set here are another account's or region's, or were rolled twice", manyInARow),
+		"next", "QStash retries them; those whose retries are over are in its dead letter queue", "do", setKeys(""))
+}
+
+// setKeys is what helps where a region's keys are out of date.
+func setKeys(region string) string {
+	return "copy both keys from the Upstash console (QStash, Signing Keys) and set them together; on Fly: flyctl secrets set " +
+		region + "QSTASH_CURRENT_SIGNING_KEY=sig_... " + region + "QSTASH_NEXT_SIGNING_KEY=sig_..."
+}
+
+// appPattern makes one event of the deliveries that the service behind FORWARD_URL does not answer.
+type appPattern struct {
 	log  *slog.Logger
-	mu   sync.Mutex
-	said map[string]time.Time // by region
+	last atomic.Int64 // when it last answered, in nanoseconds since 1970; 0: not since the start
+	away atomic.Bool  // it has not answered the last delivery
+
+	mu         sync.Mutex
+	since      time.Time // when the first delivery came that it did not answer
+	unanswered int       // deliveries, one after another
 }
 
-func newRolled(log *slog.Logger) *rolled { return &rolled{log: log, said: map[string]time.Time{}} }
-
-func (k *rolled) verified(region, key string) {
-	if key != "next" {
-		return
+// silent takes note of a delivery, come at began, that the service did not answer.
+func (a *appPattern) silent(began time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.unanswered++; a.unanswered == 1 {
+		a.since = began
+		a.away.Store(true)
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if said, ever := k.said[region]; ever && time.Since(said) < 24*time.Hour {
-		return
+	if a.unanswered == manyInARow {
+		a.log.Error(fmt.Sprintf("the service behind FORWARD_URL has left %d deliveries in a row without an answer; %s", manyInARow, a.history()),
+			"since", a.since.UTC().Format(time.RFC3339), "next", "QStash retries what comes until it answers again",
+			"do", "see whether it runs, listens on the port that FORWARD_URL names and answers within HANDLER_TIMEOUT")
 	}
-	k.said[region] = time.Now()
-	k.log.Warn("messages verify with the next signing key: the keys were rolled, and one more roll makes this program refuse everything. " +
-		"Copy both keys from the Upstash console and set them in one command: flyctl secrets set " +
-		region + "QSTASH_CURRENT_SIGNING_KEY=sig_... " + region + "QSTASH_NEXT_SIGNING_KEY=sig_...")
 }
 
-// strangers tells the owner, once, that nothing has been accepted since the start although QStash seems to deliver.
-type strangers struct {
-	log *slog.Logger
-	mu  sync.Mutex
-	all bool // a message was accepted, or it was said
-	n   int  // refused whose claims look like ours
-}
-
-func (p *strangers) accepted() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.all = true
-}
-
-func (p *strangers) refused() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.n++; p.all || p.n < 3 {
-		return
+// answered takes note of an answer of the service, or of business logic in its place.
+func (a *appPattern) answered() {
+	a.last.Store(time.Now().UnixNano())
+	if a.away.Load() {
+		a.back()
 	}
-	p.all = true
-	p.log.Error("no message has been accepted since the start, and three that look like QStash's were signed with other keys than ours: " +
-		"the signing keys are another account's or region's, or were rolled twice. Copy both keys from the Upstash console and set them in one command: " +
-		"flyctl secrets set QSTASH_CURRENT_SIGNING_KEY=sig_... QSTASH_NEXT_SIGNING_KEY=sig_...")
+}
+
+func (a *appPattern) back() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.unanswered >= manyInARow {
+		a.log.Info("the service behind FORWARD_URL answers again", "unanswered", a.unanswered,
+			"since", a.since.UTC().Format(time.RFC3339), "seconds", int(time.Since(a.since).Seconds()))
+	}
+	a.unanswered = 0
+	a.away.Store(false)
+}
+
+// history says when the service last answered.
+func (a *appPattern) history() string {
+	last := a.last.Load()
+	if last == 0 {
+		return "it has not answered since this program started"
+	}
+	return "it last answered at " + time.Unix(0, last).UTC().Format(time.RFC3339)
 }
