@@ -332,10 +332,10 @@ func TestRedisThatComesAndGoes(t *testing.T) {
 }
 
 // QStash retries three times with a backoff of its own, unless the answer says when. Fifty messages meet an outage of
-// 35 s, here a fiftieth as long, and the waits too.
+// 35 s, here a hundredth as long, and the waits too.
 func TestAnOutageLosesNoMessage(t *testing.T) {
 	t.Parallel()
-	const speed = 50
+	const speed = 100
 	server := qstashtest.NewRedis(t)
 	s := start(runner(succeed), func(c *Config) { c.Store = openRedis(t, server.URL()) })
 	server.Stop()

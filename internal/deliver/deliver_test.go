@@ -152,8 +152,8 @@ func openPostgres(t *testing.T, url string) *postgres.Store {
 	return s
 }
 
-// onEachStore runs test with each kind of store. The test, or the end of it, closes the store.
-func onEachStore(t *testing.T, test func(t *testing.T, store once.Store)) {
+func TestOnEachStore(t *testing.T) {
+	t.Parallel()
 	for name, open := range map[string]func(t *testing.T) once.Store{
 		"memory":   func(*testing.T) once.Store { return once.NewMemory(time.Hour) },
 		"redis":    func(t *testing.T) once.Store { return openRedis(t, qstashtest.RedisURL(t)) },
@@ -163,7 +163,22 @@ func onEachStore(t *testing.T, test func(t *testing.T, store once.Store)) {
 			t.Parallel()
 			store := open(t)
 			t.Cleanup(func() { store.Close() })
-			test(t, store)
+			for _, test := range []struct {
+				name string
+				run  func(t *testing.T, store once.Store)
+			}{
+				{"concurrent deliveries run once", testConcurrentDeliveries},
+				{"a delivery that waits takes over", testTakeOver},
+				{"a captured token spends nothing", testCapturedToken},
+				{"messages of one value are one", testDedupeKey},
+				{"failures of a value are not kept", testDedupeKeyAndFailures},
+				{"two of one value run one after the other", testDedupeKeyTwoAtOnce},
+			} {
+				t.Run(test.name, func(t *testing.T) {
+					t.Parallel()
+					test.run(t, store)
+				})
+			}
 		})
 	}
 }
@@ -343,54 +358,48 @@ func TestFailureCallbacksGoToTheirOwnFunction(t *testing.T) {
 	}
 }
 
-func TestConcurrentDeliveriesRunOnce(t *testing.T) {
-	t.Parallel()
-	onEachStore(t, func(t *testing.T, store once.Store) {
-		var runs atomic.Int64
-		finish := make(chan bool)
-		s := start(counting(&runs, func(context.Context, *qstash.Message) ([]byte, error) { <-finish; return []byte("once"), nil }),
-			func(c *Config) { c.Store = store })
-		m := message{id: unique(t), body: "x"}
-		var all []<-chan Outcome
-		for range 40 {
-			all = append(all, s.begin(m))
+func testConcurrentDeliveries(t *testing.T, store once.Store) {
+	var runs atomic.Int64
+	finish := make(chan bool)
+	s := start(counting(&runs, func(context.Context, *qstash.Message) ([]byte, error) { <-finish; return []byte("once"), nil }),
+		func(c *Config) { c.Store = store })
+	m := message{id: unique(t), body: "x"}
+	var all []<-chan Outcome
+	for range 40 {
+		all = append(all, s.begin(m))
+	}
+	finish <- true
+	replays := 0
+	for _, outcome := range all {
+		o := <-outcome
+		if o.Replayed {
+			replays++
 		}
-		finish <- true
-		replays := 0
-		for _, outcome := range all {
-			o := <-outcome
-			if o.Replayed {
-				replays++
-			}
-			expect(t, o, 200, "once", o.Replayed)
-		}
-		if runs.Load() != 1 || replays != 39 {
-			t.Errorf("ran %d times, %d replays", runs.Load(), replays)
-		}
-	})
+		expect(t, o, 200, "once", o.Replayed)
+	}
+	if runs.Load() != 1 || replays != 39 {
+		t.Errorf("ran %d times, %d replays", runs.Load(), replays)
+	}
 }
 
-func TestWaitingDeliveryTakesOver(t *testing.T) {
-	t.Parallel()
-	onEachStore(t, func(t *testing.T, store once.Store) {
-		begun, fail := make(chan bool), make(chan bool)
-		var runs atomic.Int64
-		s := start(runner(func(context.Context, *qstash.Message) ([]byte, error) {
-			if runs.Add(1) == 1 {
-				begun <- true
-				<-fail
-				return nil, errors.New("the first fails")
-			}
-			return []byte("the second does not"), nil
-		}), func(c *Config) { c.Store = store })
-		m := message{id: unique(t), body: "x"}
-		first := s.begin(m)
-		<-begun
-		second := s.begin(m)
-		fail <- true
-		expect(t, <-first, 500, `{"error":"the first fails"}`, false)
-		expect(t, <-second, 200, "the second does not", false)
-	})
+func testTakeOver(t *testing.T, store once.Store) {
+	begun, fail := make(chan bool), make(chan bool)
+	var runs atomic.Int64
+	s := start(runner(func(context.Context, *qstash.Message) ([]byte, error) {
+		if runs.Add(1) == 1 {
+			begun <- true
+			<-fail
+			return nil, errors.New("the first fails")
+		}
+		return []byte("the second does not"), nil
+	}), func(c *Config) { c.Store = store })
+	m := message{id: unique(t), body: "x"}
+	first := s.begin(m)
+	<-begun
+	second := s.begin(m)
+	fail <- true
+	expect(t, <-first, 500, `{"error":"the first fails"}`, false)
+	expect(t, <-second, 200, "the second does not", false)
 }
 
 // Two processes with one store: the second waits for the first's end, however it comes.
@@ -540,28 +549,25 @@ func TestBusinessLogicThatIgnoresItsContext(t *testing.T) {
 	}
 }
 
-func TestCapturedTokenSpendsNothing(t *testing.T) {
-	t.Parallel()
-	onEachStore(t, func(t *testing.T, store once.Store) {
-		var runs atomic.Int64
-		s := start(counting(&runs, succeed), func(c *Config) { c.Store = store })
-		token, a, b := unique(t), unique(t), unique(t)
-		for _, row := range []struct {
-			sentence, id, token string
-			reason              Reason
-			runs                int64
-		}{
-			{"a delivery", a, token, Handled, 1},
-			{"a proxy's resend", a, token, Repeat, 1},
-			{"the token under another id", b, token, Replayed, 1},
-			{"the token under no id", "", token, Replayed, 1},
-			{"the id that the replay named is not spent", b, unique(t), Handled, 2},
-		} {
-			if o := s.send(message{id: row.id, tokenID: row.token}); o.Reason != row.reason || runs.Load() != row.runs {
-				t.Errorf("%s: got %s after %d runs", row.sentence, o.Reason.Row().Reason, runs.Load())
-			}
+func testCapturedToken(t *testing.T, store once.Store) {
+	var runs atomic.Int64
+	s := start(counting(&runs, succeed), func(c *Config) { c.Store = store })
+	token, a, b := unique(t), unique(t), unique(t)
+	for _, row := range []struct {
+		sentence, id, token string
+		reason              Reason
+		runs                int64
+	}{
+		{"a delivery", a, token, Handled, 1},
+		{"a proxy's resend", a, token, Repeat, 1},
+		{"the token under another id", b, token, Replayed, 1},
+		{"the token under no id", "", token, Replayed, 1},
+		{"the id that the replay named is not spent", b, unique(t), Handled, 2},
+	} {
+		if o := s.send(message{id: row.id, tokenID: row.token}); o.Reason != row.reason || runs.Load() != row.runs {
+			t.Errorf("%s: got %s after %d runs", row.sentence, o.Reason.Row().Reason, runs.Load())
 		}
-	})
+	}
 }
 
 func TestMessagesAreToldApart(t *testing.T) {
