@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -262,7 +263,7 @@ func shown(log string) string {
 	return b.String()
 }
 
-// build builds the program with the business logic of the incidents.
+// build builds the program with the business logic of the incidents in place of what is there.
 func build(t *testing.T) qstashtest.Binary {
 	t.Helper()
 	here, err := os.Getwd()
@@ -270,8 +271,22 @@ func build(t *testing.T) qstashtest.Binary {
 		t.Fatal(err)
 	}
 	root, dir := filepath.Join(here, "../.."), t.TempDir()
-	overlay := fmt.Sprintf(`{"Replace":{%q:%q}}`, filepath.Join(root, "handler.go"), filepath.Join(here, "testdata/handler.go.txt"))
-	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), []byte(overlay), 0o600); err != nil {
+	files, err := filepath.Glob(filepath.Join(root, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := map[string]string{}
+	for _, file := range files {
+		if name := filepath.Base(file); name != "main.go" && name != "verify.go" {
+			replace[file] = "" // as if it was not there
+		}
+	}
+	replace[filepath.Join(root, "handler.go")] = filepath.Join(here, "testdata", "handler.go.txt")
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "receiver")
