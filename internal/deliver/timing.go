@@ -16,7 +16,7 @@ type Timing struct {
 	Grace   time.Duration // from t to the 504
 	Lease   time.Duration // from the claim
 	Stop    time.Duration // from the signal
-	Wait    time.Duration // for another delivery of the same message
+	Wait    time.Duration // for another delivery of the same message, and for room for a body
 }
 
 // NewTiming returns the timing for a HANDLER_TIMEOUT.

@@ -16,16 +16,16 @@ import (
 const (
 	// MaxHeldBytes bounds the bodies that all requests hold at one time, and so the largest message.
 	MaxHeldBytes = 64 << 20
-	firstPart    = 64 << 10         // bytes of a body that get room before any have arrived
-	maxReading   = 2                // bodies that are read at one time under one token
-	roomWait     = 10 * time.Second // for room, before a body is turned away
+	firstPart    = 64 << 10 // bytes of a body that get room before any have arrived
+	maxReading   = 2        // bodies that are read at one time under one token
 )
 
 // room is the memory that message bodies share. A body takes room as it arrives, not as it is declared: a promise
 // costs a stranger nothing.
 type room struct {
-	limit int64 // bytes of one body
-	now   func() time.Time
+	limit    int64         // bytes of one body
+	patience time.Duration // how long a body waits before it is turned away
+	now      func() time.Time
 
 	mu       sync.Mutex
 	held     int64
@@ -47,8 +47,8 @@ type reading struct {
 	waited  time.Duration // for room, so far
 }
 
-func newRoom(limit int64) *room {
-	return &room{limit: limit, now: time.Now, reading: map[*reading]struct{}{}, tokens: map[once.Key]int{}}
+func newRoom(limit int64, patience time.Duration) *room {
+	return &room{limit: limit, patience: patience, now: time.Now, reading: map[*reading]struct{}{}, tokens: map[once.Key]int{}}
 }
 
 // Held is how many bytes are taken.
@@ -77,7 +77,7 @@ func (m *room) drain() {
 }
 
 // wait calls try, and again whenever there may be more room, until it returns "". It returns a *deliver.Refusal with
-// what try says stands in the way once r has waited for roomWait in all, or when the program stops.
+// what try says stands in the way once r has waited long enough in all, or when the program stops.
 func (r *reading) wait(try func() (obstacle string)) error {
 	m := r.room
 	for {
@@ -97,7 +97,7 @@ func (r *reading) wait(try func() (obstacle string)) error {
 		changed := m.changed
 		m.mu.Unlock()
 		began := time.Now()
-		giveUp := time.NewTimer(roomWait - r.waited)
+		giveUp := time.NewTimer(m.patience - r.waited)
 		select {
 		case <-changed:
 			giveUp.Stop()
@@ -106,7 +106,7 @@ func (r *reading) wait(try func() (obstacle string)) error {
 			if obstacle == noRoom {
 				m.turnAway()
 			}
-			return deliver.Refuse(deliver.Busy, "waited %s for room: %s", roomWait, obstacle)
+			return deliver.Refuse(deliver.Busy, "waited %s for room: %s", m.patience, obstacle)
 		}
 	}
 }

@@ -44,7 +44,7 @@ type Server struct {
 
 // New returns a Server of c.
 func New(c Config) *Server {
-	s := &Server{Config: c, room: newRoom(c.MaxBody), metrics: newMetrics(), refusals: &lineLimit{log: c.Log}, patterns: newPatterns(c.Log)}
+	s := &Server{Config: c, room: newRoom(c.MaxBody, c.Timing.Wait), metrics: newMetrics(), refusals: &lineLimit{log: c.Log}, patterns: newPatterns(c.Log)}
 	s.deliverer = deliver.New(deliver.Config{
 		Run: c.Run, Timing: c.Timing, Store: c.Store, Dedupe: c.Dedupe, Log: c.Log, Observer: s.metrics,
 	})
