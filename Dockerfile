@@ -1,14 +1,15 @@
 # syntax=docker/dockerfile:1
-FROM golang:1.26 AS build
+FROM --platform=$BUILDPLATFORM golang:1.26 AS build
+ARG TARGETOS TARGETARCH
 WORKDIR /src
-# The modules change less often than the code: they stay in the cache.
-COPY go.mod go.sum ./
-RUN go mod download
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/ . ./volume
+ENV CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH
+RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
+    go build -trimpath -ldflags='-s -w' -o /out/qstash-receiver . && \
+    go build -trimpath -ldflags='-s -w' -o /out/volume ./volume
 
 # A volume on Fly belongs to root. This image starts as root, hands the volume over and goes on as nonroot.
-# It is built only where fly.toml says so (see README, "Two machines, or a disk").
+# It is built only where fly.toml says so (see README).
 FROM gcr.io/distroless/static-debian12:latest AS volume
 COPY --from=build /out/qstash-receiver /out/volume /
 EXPOSE 8080

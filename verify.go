@@ -18,15 +18,15 @@ import (
 	"github.com/tidwall/gjson"
 
 	"qstash-receiver/internal/deliver"
-	"qstash-receiver/internal/server"
+	httpserver "qstash-receiver/internal/server" // server is left to you
 	"qstash-receiver/internal/signing"
 )
 
 // This file says who may send. The order is the argument: a stranger has a header looked at and one HMAC computed for
 // each key; what the token says counts once a key has signed it; and the body is read last.
 
-// verifier proves requests.
-type verifier struct {
+// checker proves requests.
+type checker struct {
 	keys      *signing.Set
 	origins   []string // as signing.Origin returns them; none: any subject
 	tolerance time.Duration
@@ -54,28 +54,28 @@ func verify(body []byte, tokenString, signingKey string) error {
 }
 
 // verify returns what r proves but for its body, which Proof.Check stands for. Its error is a *deliver.Refusal.
-func (v *verifier) verify(r *http.Request) (deliver.Proof, error) {
+func (c *checker) verify(r *http.Request) (deliver.Proof, error) {
 	token, err := verifyHeader(r)
 	if err != nil {
 		return deliver.Proof{}, err
 	}
-	payload, key, err := checkSignature(token, v.keys.Keys())
+	payload, key, err := checkSignature(token, c.keys.Keys())
 	if err != nil {
-		looksOurs := v.looksOurs(token, v.originsOf(r))
-		if looksOurs && v.wanted != nil {
-			v.wanted()
+		looksOurs := c.looksOurs(token, c.originsOf(r))
+		if looksOurs && c.wanted != nil {
+			c.wanted()
 		}
 		return deliver.Proof{LooksOurs: looksOurs}, err
 	}
 	proof := deliver.Proof{Key: key.Name, Region: key.Region}
-	claims, err := checkClaims(payload, v.now(), v.tolerance)
+	claims, err := checkClaims(payload, c.now(), c.tolerance)
 	if err != nil {
 		return proof, err
 	}
-	if proof.URL, proof.Target, err = checkSubject(claims.subject, v.originsOf(r), r); err != nil {
+	if proof.URL, proof.Target, err = checkSubject(claims.subject, c.originsOf(r), r); err != nil {
 		return proof, err
 	}
-	if err := checkBearer(v.bearer, r.Header["Authorization"]); err != nil {
+	if err := checkBearer(c.bearer, r.Header["Authorization"]); err != nil {
 		return proof, err
 	}
 	if claims.id == "" {
@@ -88,11 +88,11 @@ func (v *verifier) verify(r *http.Request) (deliver.Proof, error) {
 }
 
 // originsOf is what a subject may begin with. On AWS Lambda that is the function URL where RECEIVER_URL is not set.
-func (v *verifier) originsOf(r *http.Request) []string {
-	if own := server.FunctionURL(r); own != "" && len(v.origins) == 0 {
+func (c *checker) originsOf(r *http.Request) []string {
+	if own := httpserver.FunctionURL(r); own != "" && len(c.origins) == 0 {
 		return []string{own}
 	}
-	return v.origins
+	return c.origins
 }
 
 func verifyHeader(r *http.Request) (string, error) {
@@ -170,8 +170,8 @@ func checkHeader(encoded string) error {
 	return nil
 }
 
-// verifiedClaims are what a proven token says, as far as it matters here.
-type verifiedClaims struct {
+// verifyClaims are what a proven token says, as far as it matters here.
+type verifyClaims struct {
 	subject  string // the destination URL as published; "" if absent
 	bodyHash string // base64url of the body's SHA-256, unpadded
 	id       string // jti: of one attempt, not of the message; "" if absent
@@ -212,30 +212,30 @@ func verifyParse(payload []byte) (c verifyRawClaims, ok bool) {
 
 // checkClaims reads the claims in payload and checks those that need nothing else. exp and nbf are in seconds
 // since 1970, whole or not; production sends an nbf of -62135596800, the documentation shows 0.
-func checkClaims(payload []byte, now time.Time, tolerance time.Duration) (verifiedClaims, error) {
+func checkClaims(payload []byte, now time.Time, tolerance time.Duration) (verifyClaims, error) {
 	raw, ok := verifyParse(payload)
 	at, tolerated := float64(now.UnixNano())/1e9, tolerance.Seconds()
 	late, early := at-raw.expires.Num-tolerated, raw.notBefore.Num-tolerated-at
 	switch {
 	case !ok:
-		return verifiedClaims{}, deliver.Refuse(deliver.Malformed, "the token's claims are not a JSON object")
+		return verifyClaims{}, deliver.Refuse(deliver.Malformed, "the token's claims are not a JSON object")
 	case raw.issuer.Type != gjson.String || raw.issuer.Str != "Upstash":
-		return verifiedClaims{}, deliver.Refuse(deliver.Issuer, "the token's iss is %.100q, QStash's is \"Upstash\": somebody else has one of the signing keys, roll them", raw.issuer.String())
+		return verifyClaims{}, deliver.Refuse(deliver.Issuer, "the token's iss is %.100q, QStash's is \"Upstash\": somebody else has one of the signing keys, roll them", raw.issuer.String())
 	case !verifyIsTime(raw.expires):
-		return verifiedClaims{}, deliver.Refuse(deliver.Malformed, "the token has no exp, or one that is not a number of seconds")
+		return verifyClaims{}, deliver.Refuse(deliver.Malformed, "the token has no exp, or one that is not a number of seconds")
 	case !verifyIsTime(raw.notBefore):
-		return verifiedClaims{}, deliver.Refuse(deliver.Malformed, "the token has no nbf, or one that is not a number of seconds")
+		return verifyClaims{}, deliver.Refuse(deliver.Malformed, "the token has no nbf, or one that is not a number of seconds")
 	case late >= 0:
-		return verifiedClaims{}, deliver.Refuse(deliver.Expired, "the token expired %.0f s ago, at %s, and this machine's time is %s: it is an old delivery that comes again, or this machine's clock is ahead (receiver doctor compares it with QStash's; CLOCK_TOLERANCE, now %s, allows for a few seconds)",
+		return verifyClaims{}, deliver.Refuse(deliver.Expired, "the token expired %.0f s ago, at %s, and this machine's time is %s: it is an old delivery that comes again, or this machine's clock is ahead (receiver doctor compares it with QStash's; CLOCK_TOLERANCE, now %s, allows for a few seconds)",
 			late, verifyTime(raw.expires.Num), now.UTC().Format(time.RFC3339), tolerance)
 	case early > 0:
-		return verifiedClaims{}, deliver.Refuse(deliver.NotYetValid, "the token is valid in %.0f s, from %s, and this machine's time is %s: this machine's clock is behind; set it right, which a restart does where a machine was suspended (receiver doctor compares it with QStash's; CLOCK_TOLERANCE, now %s, allows for a few seconds)",
+		return verifyClaims{}, deliver.Refuse(deliver.NotYetValid, "the token is valid in %.0f s, from %s, and this machine's time is %s: this machine's clock is behind; set it right, which a restart does where a machine was suspended (receiver doctor compares it with QStash's; CLOCK_TOLERANCE, now %s, allows for a few seconds)",
 			early, verifyTime(raw.notBefore.Num), now.UTC().Format(time.RFC3339), tolerance)
 	case raw.bodyHash.Type != gjson.String:
-		return verifiedClaims{}, deliver.Refuse(deliver.Malformed, "the token has no body hash")
+		return verifyClaims{}, deliver.Refuse(deliver.Malformed, "the token has no body hash")
 	}
 	left := min(-late, 365*24*3600) // a token may say it lasts for ever
-	c := verifiedClaims{
+	c := verifyClaims{
 		subject:  raw.subject.Str,
 		bodyHash: strings.TrimSuffix(raw.bodyHash.Str, "="),
 		expires:  now.Add(time.Duration(left * float64(time.Second))),
@@ -317,7 +317,7 @@ func verifyTarget(r *http.Request) (target string, ok bool) {
 
 // looksOurs says whether the claims of a token that no key signed are as QStash would make them for this service.
 // Anyone can write them, so nothing but a look at the keys follows from it, and longer tokens are not read.
-func (v *verifier) looksOurs(token string, origins []string) bool {
+func (c *checker) looksOurs(token string, origins []string) bool {
 	const maxBytes = 2 << 10
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 || len(token) > maxBytes {
@@ -328,7 +328,7 @@ func (v *verifier) looksOurs(token string, origins []string) bool {
 		return false
 	}
 	raw, ok := verifyParse(payload)
-	left := raw.expires.Num - float64(v.now().UnixNano())/1e9
+	left := raw.expires.Num - float64(c.now().UnixNano())/1e9
 	if !ok || raw.issuer.Str != "Upstash" || !verifyIsTime(raw.expires) || left <= 0 || left > time.Hour.Seconds() {
 		return false
 	}

@@ -24,18 +24,18 @@ import (
 	"qstash-receiver/internal/signing"
 )
 
-// verifyCase is a request of QStash's and the verifier that it comes to. A test spoils one thing of it.
+// verifyCase is a request of QStash's and the checker that it comes to. A test spoils one thing of it.
 type verifyCase struct {
-	target   string
-	body     string
-	header   string // the token's, as JSON
-	claims   qstashtest.Claims
-	payload  string // in place of claims
-	alg      func() hash.Hash
-	key      string
-	token    func(string) string
-	request  http.Header // a header without values: there is none
-	verifier *verifier
+	target  string
+	body    string
+	header  string // the token's, as JSON
+	claims  qstashtest.Claims
+	payload string // in place of claims
+	alg     func() hash.Hash
+	key     string
+	token   func(string) string
+	request http.Header // a header without values: there is none
+	checker *checker
 }
 
 // verifyNow is the time of all tests here.
@@ -57,15 +57,15 @@ func verifyKeys(t testing.TB) *signing.Set {
 func verifyValid(t testing.TB) *verifyCase {
 	const body = `{"order":1}`
 	return &verifyCase{
-		target:   "/orders/1?x=1",
-		body:     body,
-		header:   qstashtest.Header,
-		claims:   qstashtest.NewClaims(body, "https://app.fly.dev/orders/1?x=1", "jwt_4wHSHQwTLVMqfbVa1vvCPjPbcXAA", verifyNow()),
-		alg:      sha256.New,
-		key:      qstashtest.CurrentKey,
-		token:    func(token string) string { return token },
-		request:  http.Header{},
-		verifier: &verifier{keys: verifyKeys(t), origins: []string{"https://app.fly.dev"}, now: verifyNow},
+		target:  "/orders/1?x=1",
+		body:    body,
+		header:  qstashtest.Header,
+		claims:  qstashtest.NewClaims(body, "https://app.fly.dev/orders/1?x=1", "jwt_4wHSHQwTLVMqfbVa1vvCPjPbcXAA", verifyNow()),
+		alg:     sha256.New,
+		key:     qstashtest.CurrentKey,
+		token:   func(token string) string { return token },
+		request: http.Header{},
+		checker: &checker{keys: verifyKeys(t), origins: []string{"https://app.fly.dev"}, now: verifyNow},
 	}
 }
 
@@ -108,10 +108,10 @@ func TestVerify(t *testing.T) {
 		return all(body(text), claim("body", strconv.Quote(qstashtest.BodyHash(text))))
 	}
 	header := func(name string, values ...string) change { return func(c *verifyCase) { c.request[name] = values } }
-	origins := func(list ...string) change { return func(c *verifyCase) { c.verifier.origins = list } }
-	tolerance := func(d time.Duration) change { return func(c *verifyCase) { c.verifier.tolerance = d } }
+	origins := func(list ...string) change { return func(c *verifyCase) { c.checker.origins = list } }
+	tolerance := func(d time.Duration) change { return func(c *verifyCase) { c.checker.tolerance = d } }
 	bearer := func(values ...string) change {
-		return all(func(c *verifyCase) { c.verifier.bearer = "s3cret" }, header("Authorization", values...))
+		return all(func(c *verifyCase) { c.checker.bearer = "s3cret" }, header("Authorization", values...))
 	}
 	sentTo := func(target, subject string) change {
 		return all(func(c *verifyCase) { c.target = target }, claim("sub", strconv.QuoteToGraphic(subject)))
@@ -176,10 +176,10 @@ func TestVerify(t *testing.T) {
 		{"the key without its sig_", key(strings.TrimPrefix(qstashtest.CurrentKey, "sig_")), "signature", "flyctl secrets set"},
 		{"the empty key", key(""), "signature", ""},
 		{"the region's key that is not set", all(key(qstashtest.EUNextKey), func(c *verifyCase) {
-			c.verifier.keys = signing.NewSet(signing.NewKey("current", "", qstashtest.CurrentKey))
+			c.checker.keys = signing.NewSet(signing.NewKey("current", "", qstashtest.CurrentKey))
 		}, header("Upstash-Region", "EU-CENTRAL-1")), "signature", ""},
 		{"the empty key, which is among ours", all(key(""), func(c *verifyCase) {
-			c.verifier.keys = signing.NewSet(signing.NewKey("current", "", qstashtest.CurrentKey), signing.NewKey("next", "", ""))
+			c.checker.keys = signing.NewSet(signing.NewKey("current", "", qstashtest.CurrentKey), signing.NewKey("next", "", ""))
 		}), "signature", ""},
 		{"another token's claims", part(1, func(s string) string { return s[:8] + "A" + s[9:] }), "signature", ""},
 		{"another token's header", part(0, func(s string) string { return s[:8] + "A" + s[9:] }), "signature", ""},
@@ -375,7 +375,7 @@ func TestVerify(t *testing.T) {
 			c := verifyValid(t)
 			row.change(c)
 			_, r := c.signed()
-			proof, err := c.verifier.verify(r)
+			proof, err := c.checker.verify(r)
 			if err == nil {
 				err = proof.Check([]byte(c.body))
 			}
@@ -417,13 +417,13 @@ func TestVerifyIgnoresHost(t *testing.T) {
 	c := verifyValid(t)
 	_, r := c.signed()
 	r.Host = "elsewhere.example"
-	if _, err := c.verifier.verify(r); err != nil {
+	if _, err := c.checker.verify(r); err != nil {
 		t.Error("another Host:", err)
 	}
 	c.target, c.claims["sub"] = "/a", `"https://evil.example/a"`
 	_, r = c.signed()
 	r.Host = "evil.example"
-	if _, err := c.verifier.verify(r); err == nil || !strings.Contains(err.Error(), `"https://app.fly.dev/a"`) {
+	if _, err := c.checker.verify(r); err == nil || !strings.Contains(err.Error(), `"https://app.fly.dev/a"`) {
 		t.Error("the request's own Host, which is not ours:", err)
 	}
 }
@@ -432,7 +432,7 @@ func TestVerifyProves(t *testing.T) {
 	t.Parallel()
 	c := verifyValid(t)
 	c.key, c.target, c.claims["sub"] = qstashtest.EUNextKey, "http://elsewhere.example/a%2Fb//c?x=1&x=2", `"HTTPS://APP.fly.dev:443/a%2Fb//c?x=1&x=2"`
-	c.verifier.tolerance = time.Minute
+	c.checker.tolerance = time.Minute
 	for _, row := range []struct {
 		origins []string
 		url     string
@@ -440,9 +440,9 @@ func TestVerifyProves(t *testing.T) {
 		{[]string{"https://example.com", "https://app.fly.dev"}, "https://APP.fly.dev:443/a%2Fb//c?x=1&x=2"},
 		{nil, "/a%2Fb//c?x=1&x=2"}, // no host is proven then, neither the subject's nor the request's
 	} {
-		c.verifier.origins = row.origins
+		c.checker.origins = row.origins
 		_, r := c.signed()
-		p, err := c.verifier.verify(r)
+		p, err := c.checker.verify(r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -472,7 +472,7 @@ func TestVerifyTokenID(t *testing.T) {
 			sum := sha256.Sum256([]byte(token))
 			row.id = string(sum[:])
 		}
-		p, err := c.verifier.verify(r)
+		p, err := c.checker.verify(r)
 		if err != nil || p.TokenID != row.id {
 			t.Errorf("jti %s: the id is %q (%v), not %q", row.jti, p.TokenID, err, row.id)
 		}
@@ -495,7 +495,7 @@ func TestVerifyLooksOurs(t *testing.T) {
 		{"any path of ours", func(c *verifyCase) { c.claims["sub"] = `"https://app.fly.dev/elsewhere"` }, true},
 		{"another host", func(c *verifyCase) { c.claims["sub"] = `"https://evil.example/orders/1?x=1"` }, false},
 		{"any host, without origins", func(c *verifyCase) {
-			c.verifier.origins, c.claims["sub"] = nil, `"https://evil.example/orders/1?x=1"`
+			c.checker.origins, c.claims["sub"] = nil, `"https://evil.example/orders/1?x=1"`
 		}, true},
 		{"another issuer", func(c *verifyCase) { c.claims["iss"] = `"Upstart"` }, false},
 		{"an exp in the past", func(c *verifyCase) { c.claims["exp"] = verifyAt(0) }, false},
@@ -509,9 +509,9 @@ func TestVerifyLooksOurs(t *testing.T) {
 		c.key = "sig_other"
 		row.change(c)
 		asked := false
-		c.verifier.wanted = func() { asked = true }
+		c.checker.wanted = func() { asked = true }
 		_, r := c.signed()
-		p, err := c.verifier.verify(r)
+		p, err := c.checker.verify(r)
 		if err == nil || p.Key != "" || p.LooksOurs != row.ours || asked != row.ours {
 			t.Errorf("%s: it looks ours: %v, the keys are asked for: %v (%v)", row.sentence, p.LooksOurs, asked, err)
 		}
@@ -587,11 +587,11 @@ func FuzzToken(f *testing.F) {
 	f.Add(token, c.header, c.claims.String())
 	f.Add(parts[0]+"."+parts[1]+".", `{"alg":"none"}`, `{"iss":"Upstash","exp":9e99,"nbf":-1.5,"body":"","jti":{}}`)
 	f.Add("..", `{"ALG":"HS256"}`, `{"ISS":"Upstash","exp":"1","nbf":null,"sub":[]}`)
-	keys := c.verifier.keys.Keys()
+	keys := c.checker.keys.Keys()
 	f.Fuzz(func(t *testing.T, anything, header, payload string) {
 		for _, token := range []string{anything, qstashtest.Token(header, payload, qstashtest.CurrentKey)} {
 			raw, _, err := checkSignature(token, keys)
-			var claims verifiedClaims
+			var claims verifyClaims
 			if err == nil {
 				claims, err = checkClaims(raw, verifyNow(), 0)
 			}
@@ -653,7 +653,7 @@ func BenchmarkVerify(b *testing.B) {
 		for _, signer := range [][2]string{{"current", qstashtest.CurrentKey}, {"next", qstashtest.NextKey}, {"forged", "sig_other"}} {
 			b.Run(size.name+"/"+signer[0], func(b *testing.B) {
 				c := verifyValid(b)
-				c.verifier.keys = signing.NewSet(signing.NewKey("current", "", qstashtest.CurrentKey), signing.NewKey("next", "", qstashtest.NextKey))
+				c.checker.keys = signing.NewSet(signing.NewKey("current", "", qstashtest.CurrentKey), signing.NewKey("next", "", qstashtest.NextKey))
 				c.key = signer[1]
 				body := []byte(strings.Repeat("x", size.bytes))
 				c.claims["body"] = strconv.Quote(qstashtest.BodyHash(string(body)))
@@ -664,7 +664,7 @@ func BenchmarkVerify(b *testing.B) {
 				}
 				b.ReportAllocs()
 				for b.Loop() {
-					proof, err := c.verifier.verify(r)
+					proof, err := c.checker.verify(r)
 					if err == nil {
 						err = proof.Check(body)
 					}
