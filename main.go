@@ -4,23 +4,33 @@ package main
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"qstash-receiver/internal/command"
 	"qstash-receiver/internal/deliver"
+	"qstash-receiver/internal/keys"
 	"qstash-receiver/internal/logs"
-	"qstash-receiver/internal/server"
+	httpserver "qstash-receiver/internal/server" // server is left to you
 	"qstash-receiver/internal/settings"
 	"qstash-receiver/internal/signing"
 )
 
+// checkHandler is looked at for the comment that a user's own code replaces.
+//
+//go:embed handler.go
+var checkHandler string
+
 func main() {
+	stderr := logs.NewWriter(os.Stderr)
+	defer stderr.Flush()
 	ctx, stop := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
@@ -30,16 +40,18 @@ func main() {
 		for first := time.Now(); ; {
 			<-signals
 			if time.Since(first) > time.Second { // sooner it is the same one, sent to a group and to the program
-				fmt.Fprintln(os.Stderr, "receiver: ended at once by a second signal")
+				fmt.Fprintln(stderr, "receiver: ended at once by a second signal")
+				_ = stderr.Flush()
 				os.Exit(1)
 			}
 		}
 	}()
-	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
+	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, stderr)
 	if err == nil {
 		return
 	}
-	fmt.Fprintln(os.Stderr, "receiver:", err)
+	fmt.Fprintln(stderr, "receiver:", err)
+	_ = stderr.Flush()
 	if errors.As(err, new(command.UsageError)) {
 		os.Exit(2)
 	}
@@ -48,12 +60,23 @@ func main() {
 
 // run is the whole program. It returns when ctx has ended and all work is done, or with what went wrong.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
+	terminal := logs.IsTerminal(stderr)
 	if len(args) == 0 {
-		return serve(ctx, getenv, stderr)
+		c, err := settings.Load(getenv, terminal)
+		if err != nil {
+			return err
+		}
+		return serve(ctx, c, nil, stderr)
 	}
 	switch args[0] {
 	case "sign":
 		return command.Sign(ctx, args[1:], getenv, stdin, stdout)
+	case "doctor":
+		return command.Doctor(ctx, args[1:], getenv, stdout)
+	case "dev":
+		return command.Dev(ctx, args[1:], getenv, stdout, terminal, func(ctx context.Context, c settings.Settings, heard command.Heard) error {
+			return serve(ctx, c, heard, stderr)
+		})
 	case "-h", "-help", "--help", "help":
 		_, err := io.WriteString(stdout, settings.Help())
 		return err
@@ -61,34 +84,39 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	return command.UsageError(fmt.Sprintf("unknown command %q", args[0]))
 }
 
-// serve takes messages until ctx ends, then finishes those that it began.
-func serve(ctx context.Context, getenv func(string) string, stderr io.Writer) error {
-	c, err := settings.Load(getenv, logs.IsTerminal(stderr))
-	if err != nil {
-		return err
-	}
+// serve takes messages until ctx ends, then finishes those that it began. Heard, if not nil, is told of each delivery.
+func serve(ctx context.Context, c settings.Settings, heard command.Heard, stderr io.Writer) error {
 	log := logs.New(stderr, c.LogLevel, c.LogText)
-	listeners, err := server.Listen(c.Port, c.MetricsAddress())
+	defer logs.CaptureStandard(log)()
+	listeners, err := httpserver.Listen(c.Address(), c.MetricsAddress())
 	if err != nil {
 		return err
 	}
 	defer listeners.Close()
-	store, err := c.Store.Open(ctx, c.StoreTTL, server.StoreWait, log)
+	set := signing.NewSet()
+	fetcher := keys.New(keys.Config{Set: set, Fixed: c.Keys, APIs: c.Fetched(), Log: log})
+	if err := fetcher.Start(ctx); err != nil {
+		return err
+	}
+	store, err := c.Store.Open(ctx, c.StoreTTL, httpserver.StoreWait, log)
 	if ctx.Err() != nil {
 		return nil // stopped before it began
 	}
 	if err != nil {
 		return err
 	}
-	keys := signing.NewSet(c.Keys...)
-	v := verifier{keys: keys, origins: c.Origins, tolerance: c.Tolerance, bearer: c.Bearer, now: time.Now}
+	go fetcher.Run(ctx)
+	v := checker{keys: set, origins: c.Origins, tolerance: c.Tolerance, bearer: c.Bearer, now: time.Now, wanted: fetcher.Wanted}
 	runner := deliver.Handlers(handle, handleFailure)
 	if c.Forward != nil {
 		runner = deliver.NewForwarder(c.Forward, c.MaxBody, c.Bearer != "").Run
 	}
-	s := server.New(server.Config{
-		Verify: v.verify, Run: runner, Store: store, Timing: deliver.NewTiming(c.HandlerTimeout), Dedupe: c.Dedupe, MaxBody: c.MaxBody, Log: log,
+	s := httpserver.New(httpserver.Config{
+		Verify: v.verify, Run: runner, Store: store, Timing: deliver.NewTiming(c.HandlerTimeout), Dedupe: c.Dedupe, MaxBody: c.MaxBody, Log: log, Heard: heard,
 	})
-	c.Announce(log, listeners.Address(), keys.Keys())
+	c.Announce(log, listeners.Address(), set.Keys())
+	if c.Forward == nil && strings.Contains(checkHandler, "As shipped, this only logs") {
+		log.Info("handler.go is as shipped: messages are logged and nothing else is done with them")
+	}
 	return s.Serve(ctx, listeners)
 }

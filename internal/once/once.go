@@ -117,6 +117,11 @@ func (a Answer) Kept() Answer {
 	if len(a.Body) <= MaxKeptBody {
 		return a
 	}
+	return a.Short()
+}
+
+// Short is a with a short body that says as much as QStash needs to know.
+func (a Answer) Short() Answer {
 	header := http.Header{}
 	for name, values := range a.Header {
 		if name != "Content-Encoding" {
@@ -124,26 +129,11 @@ func (a Answer) Kept() Answer {
 		}
 	}
 	header["Content-Type"] = []string{"application/json"}
-	return Answer{Status: a.Status, Header: header, Body: a.shortBody()}
-}
-
-// Short is what is left of a where a store had to make room: to QStash it means the same.
-func (a Answer) Short() Answer {
-	header := http.Header{"Content-Type": {"application/json"}}
-	if never := a.Header[nonRetryable]; never != nil {
-		header[nonRetryable] = never
-	}
-	return Answer{Status: a.Status, Header: header, Body: a.shortBody()}
-}
-
-// QStash obeys this header and no other of an answer that a store keeps.
-const nonRetryable = "Upstash-Nonretryable-Error"
-
-func (a Answer) shortBody() []byte {
+	short := `{"message":"ok"}`
 	if a.Status > 299 {
-		return []byte(`{"error":"the first answer was too long to keep"}`)
+		short = `{"error":"the first answer was too long to keep"}`
 	}
-	return []byte(`{"message":"ok"}`)
+	return Answer{Status: a.Status, Header: header, Body: []byte(short)}
 }
 
 // EncodeHeader writes h as lines, for a store that keeps text.
@@ -158,6 +148,7 @@ func DecodeHeader(lines string) (http.Header, error) {
 	if lines == "" {
 		return nil, nil
 	}
-	h, err := textproto.NewReader(bufio.NewReader(strings.NewReader(lines + "\r\n"))).ReadMIMEHeader()
+	lines += "\r\n" // the end of a header
+	h, err := textproto.NewReader(bufio.NewReaderSize(strings.NewReader(lines), len(lines))).ReadMIMEHeader()
 	return http.Header(h), err
 }

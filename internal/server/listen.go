@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"syscall"
@@ -42,12 +43,17 @@ func Listen(address, metricsAddress string) (*Listeners, error) {
 // maxConnections is how many callers are served at one time. The rest wait to be accepted: what they would take is
 // needed to reach the store and the app behind FORWARD_URL.
 func maxConnections() int {
-	const most, spare = 400, 64
 	var files syscall.Rlimit
-	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil || files.Cur >= most+spare {
-		return most
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return connectionsOf(math.MaxInt)
 	}
-	return max(int(files.Cur)-spare, 16)
+	return connectionsOf(files.Cur)
+}
+
+// connectionsOf is maxConnections where files may be open at one time.
+func connectionsOf(files uint64) int {
+	const least, most, spare = 16, 400, 64
+	return int(min(max(files, least+spare)-spare, most))
 }
 
 // Close gives the ports back.

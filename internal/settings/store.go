@@ -3,6 +3,7 @@ package settings
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"qstash-receiver/internal/once"
 	"qstash-receiver/internal/once/postgres"
 	"qstash-receiver/internal/once/redis"
+	"qstash-receiver/internal/once/sqlite"
 )
 
 // Store is a checked STORE_URL.
@@ -49,12 +51,16 @@ func parseStore(v string) (Store, error) {
 		return Store{}, errors.New("it is no URL of a store; give memory:, a file path like /data/receiver.db, " +
 			"or a URL like rediss://default:password@host:6379 or postgres://user:password@host/database")
 	}
-	return SQLite(v), nil
+	return SQLite(v), sqlite.CheckPath(v)
 }
 
 // SQLite is the store in the file at path, which has not been checked.
 func SQLite(path string) Store {
 	return Store{Kind: "sqlite", Path: path, Open: func(ctx context.Context, ttl, _ time.Duration, log *slog.Logger) (once.Store, error) {
-		return nil, errors.New("SQLite files are not supported yet")
+		store, err := sqlite.Open(ctx, path, ttl, log)
+		if err != nil {
+			return nil, fmt.Errorf("STORE_URL: %w", err)
+		}
+		return store, nil
 	}}
 }

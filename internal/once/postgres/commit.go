@@ -77,8 +77,8 @@ func (c connection) BeginTx(ctx context.Context, _ driver.TxOptions) (driver.Tx,
 	t := ctx.Value(transactionKey{}).(*transaction)
 	t.conn = c.Conn.Conn()
 	// A machine that is frozen in the middle keeps the rows of its effects locked for a lease, not for ever.
-	_, err := t.conn.Exec(ctx, fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = %d",
-		min(ms(t.lease), math.MaxInt32)))
+	_, err := t.conn.Exec(ctx, fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED; "+
+		"SET LOCAL idle_in_transaction_session_timeout = %d", min(ms(t.lease), math.MaxInt32)))
 	if err == nil {
 		return t, nil
 	}

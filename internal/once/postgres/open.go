@@ -109,8 +109,10 @@ func (s *Store) check(ctx context.Context) error {
 	var version int
 	var replica bool
 	var writes, isolation string
-	err := s.decisions.QueryRowContext(ctx, `SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
-		current_setting('transaction_read_only'), current_setting('transaction_isolation')`).Scan(&version, &replica, &writes, &isolation)
+	err := s.decisions.QueryRowContext(ctx, `
+		SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
+			current_setting('transaction_read_only'), current_setting('transaction_isolation')`).
+		Scan(&version, &replica, &writes, &isolation)
 	switch {
 	case err != nil:
 		return err
@@ -119,7 +121,8 @@ func (s *Store) check(ctx context.Context) error {
 	case replica:
 		return refusal("it is a read-only replica; give the primary's address")
 	case writes != "off":
-		return refusal("its transactions are read-only; end that, for this login by ALTER ROLE ... SET default_transaction_read_only = off")
+		return refusal("its transactions are read-only by default; set for this login: " +
+			"ALTER ROLE ... SET default_transaction_read_only = off")
 	case isolation != "read committed":
 		return refusal(fmt.Sprintf("its transactions are %s by default; set for this login: "+
 			"ALTER ROLE ... SET default_transaction_isolation = 'read committed'", isolation))
@@ -127,26 +130,25 @@ func (s *Store) check(ctx context.Context) error {
 	return nil
 }
 
+// makeTables makes the tables if one is not there.
 func (s *Store) makeTables(ctx context.Context) error {
-	for {
-		missing, err := s.missing(ctx)
-		if err != nil || !missing {
-			return err
+	var err error
+	for range 3 { // another process may make them at the same time, and then one of the two fails
+		missing, lookErr := s.missing(ctx)
+		if lookErr != nil || !missing {
+			return lookErr
 		}
-		_, err = s.decisions.ExecContext(ctx, schema) // one transaction: both tables or none
-		var answer *pgconn.PgError
-		switch {
-		case err == nil:
+		if _, err = s.decisions.ExecContext(ctx, schema); err == nil { // in one transaction: both tables or none
 			return nil
-		case errors.As(err, &answer) && (answer.Code == "23505" || answer.Code == "42P07" || answer.Code == "42710"):
-			// Another process made them at the same time.
-		case errors.As(err, &answer) && (answer.Code == "42501" || answer.Code == "3F000"):
-			return refusal(fmt.Sprintf("the tables qstash_messages and qstash_tokens are not there, and this login may not make them (%s): "+
-				"GRANT CREATE ON SCHEMA to it, or start the program once with a login that may", answer.Message))
-		default:
-			return err
+		}
+		var answer *pgconn.PgError
+		if errors.As(err, &answer) && (answer.Code == "42501" || answer.Code == "3F000") { // not permitted; no schema
+			return refusal(fmt.Sprintf("the tables qstash_messages and qstash_tokens are not there, "+
+				"and this login may not make them (%s): GRANT CREATE ON SCHEMA to it, "+
+				"or start the program once with a login that may", answer.Message))
 		}
 	}
+	return err
 }
 
 // missing says whether one of the tables is not there. It refuses tables that are another program's.
@@ -165,7 +167,8 @@ func (s *Store) missing(ctx context.Context) (bool, error) {
 		case err != nil:
 			return false, err
 		case kind != "r" || columns.String != want:
-			return false, refusal(fmt.Sprintf("its %s is another program's; give a database, or a schema by search_path, without one", table))
+			return false, refusal(fmt.Sprintf("its %s is another program's; "+
+				"give a database, or a schema by search_path, without one", table))
 		}
 	}
 	return missing, nil
@@ -197,7 +200,7 @@ func refusalOf(err error) error {
 	switch text := answer.Message; {
 	case strings.Contains(text, "startup parameter") || answer.Code == "42704" || answer.Code == "22023":
 		fix = "take that parameter out of the URL"
-	case answer.Code == "28P01" || strings.Contains(text, "authentication failed"):
+	case answer.Code == "28P01" || strings.Contains(text, "authentication failed") || strings.Contains(text, "no such user"):
 		fix = "check user and password in the URL"
 	case strings.HasPrefix(answer.Code, "28"):
 		fix = "check the user in the URL, its sslmode, and pg_hba.conf"

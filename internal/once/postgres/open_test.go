@@ -254,33 +254,20 @@ func TestWaitedForAtStart(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			tried := make(chan bool, 100)
-			log := slog.New(slog.NewTextHandler(writerFunc(func() { tried <- true }), nil))
+			log := qstashtest.NewLog()
 			opened := make(chan error, 1)
 			go func() {
-				s, err := Open(t.Context(), config, time.Hour, 15*time.Second, log)
+				s, err := Open(t.Context(), config, time.Hour, 15*time.Second, slog.New(slog.NewJSONHandler(log, nil)))
 				if err == nil {
 					err = s.Close()
 				}
 				opened <- err
 			}()
-			select {
-			case <-tried:
-			case err := <-opened:
-				t.Fatalf("opened too early: %v", err)
-			}
+			log.Await(t, "trying again")
 			back()
 			if err := <-opened; err != nil {
 				t.Error(err)
 			}
 		})
 	}
-}
-
-// writerFunc is called for each write.
-type writerFunc func()
-
-func (f writerFunc) Write(p []byte) (int, error) {
-	f()
-	return len(p), nil
 }

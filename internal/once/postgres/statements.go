@@ -45,7 +45,8 @@ WITH bound AS (
   INSERT INTO qstash_tokens AS t (token, key, expires) VALUES ($1, $2, ` + now + ` + $3::bigint * interval '1 ms')
   ON CONFLICT (token) DO UPDATE SET
     key = CASE WHEN t.expires <= ` + now + ` THEN excluded.key ELSE t.key END,
-    expires = CASE WHEN t.expires <= ` + now + ` OR t.key = excluded.key THEN greatest(t.expires, excluded.expires) ELSE t.expires END
+    expires = CASE WHEN t.expires <= ` + now + ` OR t.key = excluded.key
+      THEN greatest(t.expires, excluded.expires) ELSE t.expires END
   RETURNING key, expires
 )`
 
@@ -56,7 +57,8 @@ RETURNING status, header, body, holder = $4, ceil(extract(epoch FROM until - ` +
 	// claim is for the holder $4, with a lease of $5 ms and a message's ttl of $6 ms.
 	claim = bind + `
 INSERT INTO qstash_messages AS m (key, holder, until, tokens, expires)
-SELECT key, $4, ` + now + ` + $5::bigint * interval '1 ms', expires, greatest(` + now + ` + $6::bigint * interval '1 ms', expires) + $5::bigint * interval '1 ms'
+SELECT key, $4, ` + now + ` + $5::bigint * interval '1 ms', expires,
+  greatest(` + now + ` + $6::bigint * interval '1 ms', expires) + $5::bigint * interval '1 ms'
 FROM bound WHERE key = $2
 ON CONFLICT (key) DO UPDATE SET
   holder = CASE WHEN ` + free + ` THEN excluded.holder ELSE m.holder END,

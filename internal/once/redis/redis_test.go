@@ -350,31 +350,22 @@ func TestWaitedForAtStart(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			r := row.away(t)
-			tried := make(chan bool, 100)
-			log := slog.New(slog.NewTextHandler(writerFunc(func() { tried <- true }), nil))
+			log := qstashtest.NewLog()
 			opened := make(chan error, 1)
 			go func() {
-				s, err := Open(t.Context(), options(r), time.Hour, 15*time.Second, log)
+				s, err := Open(t.Context(), options(r), time.Hour, 15*time.Second, slog.New(slog.NewJSONHandler(log, nil)))
 				if err == nil {
 					err = s.Close()
 				}
 				opened <- err
 			}()
-			<-tried
+			log.Await(t, "trying again")
 			r.Start(t)
 			if err := <-opened; err != nil {
 				t.Error(err)
 			}
 		})
 	}
-}
-
-// writerFunc is called for each write.
-type writerFunc func()
-
-func (f writerFunc) Write(p []byte) (int, error) {
-	f()
-	return len(p), nil
 }
 
 func TestWarnsOfEviction(t *testing.T) {

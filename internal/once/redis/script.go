@@ -48,7 +48,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local tokens = math.max(tonumber(m[3] or 0), now + valid)
 local free = not m[1] or m[1] == holder or tonumber(m[2]) <= now
 if free and ARGV[5] == 'no' then
-  redis.call('HSET', message, 'holder', holder, 'until', string.format('%d', now + lease), 'tokens', string.format('%d', tokens))
+  redis.call('HSET', message,
+    'holder', holder, 'until', string.format('%d', now + lease), 'tokens', string.format('%d', tokens))
   redis.call('PEXPIRE', message, string.format('%d', lease + math.max(ttl, tokens - now)))
   return {'claimed'}
 end
