@@ -2,10 +2,13 @@ package command
 
 import (
 	"bytes"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +17,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"qstash-receiver/internal/once"
+	"qstash-receiver/internal/once/oncetest"
+	"qstash-receiver/internal/once/sqlite"
+	"qstash-receiver/internal/qstashtest"
 )
 
 // doctor runs doctor in an environment and returns what it prints.
@@ -276,12 +286,71 @@ func TestDoctorOfStores(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "receiver.db")
 	out, _ := doctor(t, env{"STORE_URL": path})
-	wants(t, out, `ok +store +sqlite: `)
+	wants(t, out, `ok +store +sqlite: claim, completion and release`)
 	if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
 		t.Errorf("it leaves %v, %v", left, err)
 	}
 	out, _ = doctor(t, env{"STORE_URL": "redis://:hunter2@127.0.0.1:1"})
 	wants(t, out, `wrong +store +.*127.0.0.1:1`)
+	foreign := filepath.Join(folder, "notes.txt")
+	if err := os.WriteFile(foreign, bytes.Repeat([]byte("not a database "), 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, _ = doctor(t, env{"STORE_URL": foreign})
+	wants(t, out, `wrong +store +STORE_URL: open the SQLite file ".*notes.txt"`)
+}
+
+func TestDoctorOfAStoreInUse(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "receiver.db")
+	running, err := sqlite.Open(t.Context(), path, time.Hour, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, _ := doctor(t, env{"STORE_URL": path})
+	wants(t, out, `ok +store +sqlite: .*receiver.db is in use`)
+	claim := oncetest.NewClaim()
+	oncetest.Want(t, running, claim, once.Claimed) // it serves on
+	if err := running.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out, _ = doctor(t, env{"STORE_URL": path})
+	wants(t, out, `ok +store +sqlite: claim, completion and release`)
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var messages, tokens int
+	if err := db.QueryRow(`SELECT (SELECT count(*) FROM qstash_messages), (SELECT count(*) FROM qstash_tokens)`).Scan(&messages, &tokens); err != nil || messages != 1 || tokens != 1 {
+		t.Errorf("%d messages and %d tokens, %v: one of each was there", messages, tokens, err)
+	}
+}
+
+func TestDoctorLeavesNothingInRedis(t *testing.T) {
+	t.Parallel()
+	server := qstashtest.NewRedis(t)
+	out, _ := doctor(t, env{"STORE_URL": server.URL()})
+	wants(t, out, `ok +store +redis: claim, completion and release`)
+	options, err := redis.ParseURL(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := redis.NewClient(options)
+	defer client.Close()
+	if left, err := client.DBSize(t.Context()).Result(); err != nil || left > 0 {
+		t.Errorf("it leaves %d keys, %v", left, err)
+	}
+}
+
+func TestDoctorOfTheDisk(t *testing.T) {
+	t.Parallel()
+	wide := func(e env) string { out, _ := doctor(t, e); return out }
+	if out := wide(env{"STORE_URL": "/dev/shm/receiver.db", "FLY_APP_NAME": "app"}); strings.Contains(out, "root disk") {
+		t.Errorf("/dev/shm is a disk of its own:\n%s", out)
+	}
+	wants(t, wide(env{"STORE_URL": "/var/receiver.db", "FLY_APP_NAME": "app"}), `warning +disk +/var/receiver.db is on the root disk, which is gone after each deploy`)
+	wants(t, wide(env{"STORE_URL": "/var/receiver.db"}), `warning +disk +/var/receiver.db is on the root disk: fine where that stays`)
 }
 
 // receiver answers at /healthz as this program does.
@@ -371,7 +440,9 @@ func TestDoctorSignsForTheURLGiven(t *testing.T) {
 
 func TestDoctorOfTheNetwork(t *testing.T) {
 	t.Parallel()
-	secure := httptest.NewTLSServer(receiver(func(http.ResponseWriter, *http.Request) {}, func(http.ResponseWriter, *http.Request) {}))
+	secure := httptest.NewUnstartedServer(receiver(func(http.ResponseWriter, *http.Request) {}, func(http.ResponseWriter, *http.Request) {}))
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that fail
+	secure.StartTLS()
 	defer secure.Close()
 	for _, row := range []struct{ sentence, to, says string }{
 		{"a host without an address", "https://no-such-host.invalid", `wrong +dns +no-such-host.invalid has no address`},

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"qstash-receiver/internal/once"
+	"qstash-receiver/internal/once/sqlite"
 	"qstash-receiver/internal/settings"
 )
 
@@ -34,7 +35,11 @@ func (r *report) store(ctx context.Context, s settings.Settings) {
 		}
 	}
 	store, err := s.Store.Open(ctx, max(s.StoreTTL, time.Minute), 5*time.Second, r.log(what))
-	if err != nil {
+	switch {
+	case errors.Is(err, sqlite.ErrInUse):
+		r.ok(what, "sqlite: %s is in use, by a running receiver as it seems; not tried", s.Store.Path)
+		return
+	case err != nil:
 		r.wrong(what, "%v", err)
 		return
 	}
