@@ -92,8 +92,8 @@ func (q *QStash) answerAPI(w http.ResponseWriter, r *http.Request) (status int, 
 	}
 	if rest, ok := strings.CutPrefix(target, "enqueue/"); ok {
 		queue, destination, _ := strings.Cut(rest, "/")
-		if !queueName.MatchString(queue) {
-			return 0, nil, badRequest("queue %q: a name has letters, digits, dots, hyphens and underscores", queue)
+		if err := checkQueue(queue); err != nil {
+			return 0, nil, err
 		}
 		return q.answerPublish(w, r, queue, destination)
 	}
@@ -165,6 +165,13 @@ func (q *QStash) answerPublish(w http.ResponseWriter, r *http.Request, queue, de
 		return http.StatusAccepted, answer, nil
 	}
 	return http.StatusOK, answer, nil
+}
+
+func checkQueue(name string) error {
+	if !plainName.MatchString(name) {
+		return badRequest("queue %q: a name has letters, digits, dots, hyphens and underscores", name)
+	}
+	return nil
 }
 
 // accept publishes p and says whether it was a duplicate. The caller holds q.mu.
@@ -241,8 +248,8 @@ func (q *QStash) answerBatch(w http.ResponseWriter, r *http.Request) (int, any, 
 		if all[i], err = newPublication(item.Destination, header, []byte(item.Body)); err != nil {
 			return 0, nil, about(fmt.Sprintf("message %d", i), err)
 		}
-		if item.Queue != "" && !queueName.MatchString(item.Queue) {
-			return 0, nil, badRequest("message %d: queue %q: a name has letters, digits, dots, hyphens and underscores", i, item.Queue)
+		if err := checkQueue(item.Queue); item.Queue != "" && err != nil {
+			return 0, nil, about(fmt.Sprintf("message %d", i), err)
 		}
 		all[i].queue, all[i].callerIP = item.Queue, callerOf(r)
 	}

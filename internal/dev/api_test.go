@@ -48,9 +48,9 @@ func TestWhatIsRefused(t *testing.T) {
 		{"no timeout", "POST", to, [2]string{"Upstash-Timeout", "0s"}, 400, "Upstash-Timeout"},
 		{"a timeout of a day", "POST", to, [2]string{"Upstash-Timeout", "1d"}, 400, "Upstash-Timeout"},
 		{"neither true nor false", "POST", to, [2]string{"Upstash-Content-Based-Deduplication", "maybe"}, 400, "neither"},
-		{"a fault that is none", "POST", to, [2]string{"Upstash-Dev-Fault", "flood"}, 400, "answer-lost, twice, late-token"},
+		{"a fault that is none", "POST", to, [2]string{"Upstash-Dev-Fault", "flood"}, 400, "answer-lost, twice and late-token"},
 		{"a callback to no URL", "POST", to, [2]string{"Upstash-Callback", "/called"}, 400, "Upstash-Callback: destination"},
-		{"a failure callback to a URL group", "POST", to, [2]string{"Upstash-Failure-Callback", "group"}, 501, "Upstash-Failure-Callback: "},
+		{"a callback to a URL group", "POST", to, [2]string{"Upstash-Failure-Callback", "group"}, 501, "Upstash-Failure-Callback: "},
 		{"a schedule", "POST", to, [2]string{"Upstash-Cron", "* * * * *"}, 501, "schedules"},
 		{"flow control", "POST", to, [2]string{"Upstash-Flow-Control-Key", "a"}, 501, "flow control"},
 		{"a workflow", "POST", to, [2]string{"Upstash-Workflow-RunId", "wfr_1"}, 501, "workflows"},
@@ -180,20 +180,22 @@ func TestBatch(t *testing.T) {
 }
 
 func TestDeduplication(t *testing.T) {
+	type headers []string
+	const content = "Upstash-Content-Based-Deduplication"
 	tests := []struct {
 		name          string
-		first, second []string
+		first, second headers
 		body          string // of the second; the first one's is {}
 		path          string
 		duplicate     bool
 	}{
 		{"nothing", nil, nil, "{}", "/a", false},
-		{"the same id", []string{"Upstash-Deduplication-Id", "1"}, []string{"Upstash-Deduplication-Id", "1"}, "[]", "/b", true},
-		{"another id", []string{"Upstash-Deduplication-Id", "1"}, []string{"Upstash-Deduplication-Id", "2"}, "{}", "/a", false},
-		{"the same content", []string{"Upstash-Content-Based-Deduplication", "true"}, []string{"Upstash-Content-Based-Deduplication", "true"}, "{}", "/a", true},
-		{"another body", []string{"Upstash-Content-Based-Deduplication", "true"}, []string{"Upstash-Content-Based-Deduplication", "true"}, "[]", "/a", false},
-		{"another destination", []string{"Upstash-Content-Based-Deduplication", "true"}, []string{"Upstash-Content-Based-Deduplication", "true"}, "{}", "/b", false},
-		{"the same content, not asked for", []string{"Upstash-Content-Based-Deduplication", "true"}, []string{"Upstash-Content-Based-Deduplication", "false"}, "{}", "/a", false},
+		{"the same id", headers{"Upstash-Deduplication-Id", "1"}, headers{"Upstash-Deduplication-Id", "1"}, "[]", "/b", true},
+		{"another id", headers{"Upstash-Deduplication-Id", "1"}, headers{"Upstash-Deduplication-Id", "2"}, "{}", "/a", false},
+		{"the same content", headers{content, "true"}, headers{content, "true"}, "{}", "/a", true},
+		{"another body", headers{content, "true"}, headers{content, "true"}, "[]", "/a", false},
+		{"another destination", headers{content, "true"}, headers{content, "true"}, "{}", "/b", false},
+		{"the same content, not asked for", headers{content, "true"}, headers{content, "false"}, "{}", "/a", false},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -219,12 +221,24 @@ func TestDeduplication(t *testing.T) {
 
 func TestMessageIsGot(t *testing.T) {
 	q := start(t, dev.Config{})
-	id := q.publish("http://localhost:1/orders?a=b", `{"order":1}`, "Upstash-Delay", "1h", "Upstash-Label", "a,b", "Upstash-Retries", "5",
-		"Upstash-Callback", "http://localhost:1/called", "Upstash-Failure-Callback", "http://localhost:1/failure", "Upstash-Forward-Shop", "7")
+	id := q.publish("http://localhost:1/orders?a=b", `{"order":1}`,
+		"Upstash-Delay", "1h",
+		"Upstash-Label", "a,b",
+		"Upstash-Retries", "5",
+		"Upstash-Callback", "http://localhost:1/called",
+		"Upstash-Failure-Callback", "http://localhost:1/failure",
+		"Upstash-Forward-Shop", "7")
 	m := into[map[string]any](t, q.do("GET", "/v2/messages/"+id, ""))
 	for name, want := range map[string]any{
-		"messageId": id, "url": "http://localhost:1/orders?a=b", "method": "POST", "body": `{"order":1}`, "maxRetries": 5.0, "callerIP": "127.0.0.1",
-		"callback": "http://localhost:1/called", "failureCallback": "http://localhost:1/failure", "label": "a",
+		"messageId":       id,
+		"url":             "http://localhost:1/orders?a=b",
+		"method":          "POST",
+		"body":            `{"order":1}`,
+		"maxRetries":      5.0,
+		"callerIP":        "127.0.0.1",
+		"callback":        "http://localhost:1/called",
+		"failureCallback": "http://localhost:1/failure",
+		"label":           "a",
 	} {
 		if m[name] != want {
 			t.Errorf("%s is %v, want %v", name, m[name], want)
@@ -262,7 +276,9 @@ func TestCancelling(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			q := start(t, dev.Config{})
 			r := receive(t)
-			one, two, three := q.publish(r.url, "", "Upstash-Delay", "1h"), q.publish(r.url, "", "Upstash-Delay", "1h", "Upstash-Label", "b"), q.publish(r.url, "")
+			one := q.publish(r.url, "", "Upstash-Delay", "1h")
+			two := q.publish(r.url, "", "Upstash-Delay", "1h", "Upstash-Label", "b")
+			three := q.publish(r.url, "")
 			q.await(three)
 			names := strings.NewReplacer("{1}", one, "{2}", two, "{3}", three)
 			a := q.do("DELETE", names.Replace(test.path), names.Replace(test.body))
@@ -279,7 +295,7 @@ func TestCancelling(t *testing.T) {
 // stateOf asks the log how far a message is.
 func stateOf(q *standIn, id string) string {
 	logs := into[struct{ Logs []struct{ State string } }](q.t, q.do("GET", "/v2/logs?count=1&messageId="+id, "")).Logs
-	return map[string]string{"CREATED": "waiting", "RETRY": "waiting", "DELIVERED": "delivered", "FAILED": "failed", "CANCELED": "cancelled"}[logs[0].State]
+	return map[string]string{"CREATED": "waiting", "DELIVERED": "delivered", "CANCELED": "cancelled"}[logs[0].State]
 }
 
 func TestCancellingWhatIsUnderWayEndsItsRetries(t *testing.T) {
@@ -310,7 +326,8 @@ func TestLogs(t *testing.T) {
 	r := receive(t, status(500))
 	first := q.publish(r.url+"/a", "first")
 	q.await(first)
-	second := into[struct{ MessageID string }](t, q.do("POST", "/v2/enqueue/line/"+r.url+"/b", "second", "Upstash-Label", "x")).MessageID
+	a := q.do("POST", "/v2/enqueue/line/"+r.url+"/b", "second", "Upstash-Label", "x")
+	second := into[struct{ MessageID string }](t, a).MessageID
 	q.await(second)
 
 	states := func(path string) (string, string) {
@@ -355,8 +372,9 @@ func TestLogs(t *testing.T) {
 	}
 
 	e := into[struct{ Logs []entry }](t, q.do("GET", "/v2/logs?state=ERROR", "")).Logs[0]
-	if e.MessageID != first || e.ResponseStatus != 500 || string(e.ResponseBody) != `{"error":"not now"}` || e.Error != "500 Internal Server Error" || string(e.Body) != "first" || e.Time == 0 {
-		t.Errorf("%+v", e)
+	got := fmt.Sprintf("%s %d %s %s %s", e.MessageID, e.ResponseStatus, e.Error, e.ResponseBody, e.Body)
+	if want := first + ` 500 500 Internal Server Error {"error":"not now"} first`; got != want || e.Time == 0 {
+		t.Errorf("%s, want %s; at %d", got, want, e.Time)
 	}
 }
 
@@ -370,7 +388,8 @@ func TestDeadLetters(t *testing.T) {
 	r := receive(t, status(500), status(404), status(500))
 	var ids []string
 	for _, path := range []string{"/a", "/b", "/c"} {
-		m := q.await(q.publish(r.url+path, path, "Upstash-Retries", "0", "Upstash-Delay", "10h", "Upstash-Deduplication-Id", path, "Upstash-Forward-Shop", "7"))
+		m := q.await(q.publish(r.url+path, path, "Upstash-Retries", "0", "Upstash-Delay", "10h",
+			"Upstash-Deduplication-Id", path, "Upstash-Forward-Shop", "7"))
 		ids = append(ids, m.DLQID)
 	}
 	list := func(path string) string {

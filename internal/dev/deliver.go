@@ -117,10 +117,11 @@ func (q *QStash) attempt(m *message, retried int, extra string) {
 	q.changed(m, a)
 	q.mu.Unlock()
 
-	result := Attempt{Err: "sign: "}
-	token, err := key.Sign(m.body, m.destination, issued)
-	if err == nil {
+	var result Attempt
+	if token, err := key.Sign(m.body, m.destination, issued); err == nil {
 		result = q.send(m, retried, token)
+	} else {
+		result.Err = err.Error()
 	}
 	if m.fault == faultAnswerLost && retried == 0 && extra == "" && result.Status != 0 {
 		result = Attempt{Sent: result.Sent, Err: fmt.Sprintf("the answer, %d, was lost on the way", result.Status)}

@@ -49,25 +49,21 @@ func TestDeliveryIsAsPublished(t *testing.T) {
 		if a.method != "POST" || a.target != "/orders?a=b" || a.body != `{"order":1}` {
 			t.Errorf("%s %s %s", a.method, a.target, a.body)
 		}
-		for name, want := range map[string]string{
-			"User-Agent":          "Upstash-QStash",
-			"Content-Type":        "application/json",
-			"Shop":                "7",
-			"Authorization":       "Bearer the app's",
-			"Upstash-Message-Id":  id,
-			"Upstash-Retried":     strconv.Itoa(i),
-			"Upstash-Max-Retries": "4",
-			"Upstash-Caller-Ip":   "127.0.0.1",
-			"Upstash-Region":      "EU-CENTRAL-1",
-			"Upstash-Label":       "red, blue",
-			"X-Own":               "",
-			"Upstash-Retries":     "",
-			"Accept-Encoding":     "",
-		} {
-			if got := a.header.Get(name); got != want {
-				t.Errorf("attempt %d: %s is %q, want %q", i, name, got, want)
-			}
-		}
+		wantHeader(t, a.header,
+			"User-Agent", "Upstash-QStash",
+			"Content-Type", "application/json",
+			"Shop", "7",
+			"Authorization", "Bearer the app's",
+			"Upstash-Message-Id", id,
+			"Upstash-Retried", strconv.Itoa(i),
+			"Upstash-Max-Retries", "4",
+			"Upstash-Caller-Ip", "127.0.0.1",
+			"Upstash-Region", "EU-CENTRAL-1",
+			"Upstash-Label", "red, blue",
+			"X-Own", "",
+			"Upstash-Retries", "",
+			"Accept-Encoding", "",
+		)
 		claims := claimsOf(t, a, signing.DevCurrent)
 		if claims["sub"] != r.url+"/orders?a=b" || claims["iss"] != "Upstash" {
 			t.Errorf("claims: %v", claims)
@@ -80,8 +76,8 @@ func TestDeliveryIsAsPublished(t *testing.T) {
 }
 
 func TestTargetKeepsItsBytes(t *testing.T) {
-	for _, target := range []string{"/", "//orders", "/a//b", "/a%2Fb", "/a/../b", "/./a", "/a?b=c%20d&e=http://x//y", "/a?", "/a;b", "/a%2fb%41",
-		"/a\\b", `/a"<b>`, "/\u00e4", "/a?b=\u00e4"} {
+	for _, target := range []string{"/", "//orders", "/a//b", "/a%2Fb", "/a/../b", "/./a", "/a?b=c%20d&e=http://x//y", "/a?",
+		"/a;b", "/a%2fb%41", "/a\\b", `/a"<b>`, "/\u00e4", "/a?b=\u00e4"} {
 		t.Run(target, func(t *testing.T) {
 			q := start(t, dev.Config{Speed: dev.NoWaiting})
 			r := receive(t)
@@ -129,27 +125,31 @@ func TestPublishersOwnHeadersCanBeForwarded(t *testing.T) {
 
 // What an answer leads to.
 func TestAnswers(t *testing.T) {
+	type answers []http.HandlerFunc
+	type headers []string
+	const byItself = "retries in 12s (backoff), here in 0s"
 	final := status(489, "Upstash-NonRetryable-Error", "true")
+	cut := func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
 	tests := []struct {
 		name     string
-		headers  []string
-		answers  []func(http.ResponseWriter, *http.Request)
+		headers  headers
+		answers  answers
 		state    dev.State
 		attempts int
 		then     string // of the first attempt
 	}{
 		{"success", nil, nil, dev.Delivered, 1, "done"},
-		{"another success", nil, []func(http.ResponseWriter, *http.Request){status(204)}, dev.Delivered, 1, "done"},
-		{"a redirect", []string{"Upstash-Retries", "0"}, []func(http.ResponseWriter, *http.Request){status(307, "Location", "/x")}, dev.Failed, 1, "dead letter queue: 0 retries were made"},
-		{"a failure", nil, []func(http.ResponseWriter, *http.Request){status(500)}, dev.Delivered, 2, "retries in 12s (backoff), here in 0s"},
-		{"an answer that asks for a wait", nil, []func(http.ResponseWriter, *http.Request){status(429, "Retry-After", "6m5s")}, dev.Delivered, 2, "retries in 6m5s (Retry-After), here in 0s"},
-		{"failures to the end", nil, []func(http.ResponseWriter, *http.Request){status(500), status(404), status(400), status(503)}, dev.Failed, 4, "retries in 12s (backoff), here in 0s"},
-		{"one retry", []string{"Upstash-Retries", "1"}, []func(http.ResponseWriter, *http.Request){status(500), status(500)}, dev.Failed, 2, "retries in 12s (backoff), here in 0s"},
-		{"a failure for good", nil, []func(http.ResponseWriter, *http.Request){final}, dev.Failed, 1, "dead letter queue: the answer says that no retry helps"},
-		{"489 alone", nil, []func(http.ResponseWriter, *http.Request){status(489)}, dev.Delivered, 2, "retries in 12s (backoff), here in 0s"},
-		{"another status with its header", nil, []func(http.ResponseWriter, *http.Request){status(500, "Upstash-NonRetryable-Error", "true")}, dev.Delivered, 2, "retries in 12s (backoff), here in 0s"},
-		{"a retry delay", []string{"Upstash-Retry-Delay", "1500"}, []func(http.ResponseWriter, *http.Request){status(500)}, dev.Delivered, 2, "retries in 1.5s (Upstash-Retry-Delay), here in 0s"},
-		{"a connection that is cut", nil, []func(http.ResponseWriter, *http.Request){func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }}, dev.Delivered, 2, "retries in 12s (backoff), here in 0s"},
+		{"another success", nil, answers{status(204)}, dev.Delivered, 1, "done"},
+		{"a redirect", headers{"Upstash-Retries", "0"}, answers{status(307, "Location", "/x")}, dev.Failed, 1, "dead letter queue: 0 retries were made"},
+		{"a failure", nil, answers{status(500)}, dev.Delivered, 2, byItself},
+		{"an answer that asks for a wait", nil, answers{status(429, "Retry-After", "6m5s")}, dev.Delivered, 2, "retries in 6m5s (Retry-After), here in 0s"},
+		{"failures to the end", nil, answers{status(500), status(404), status(400), status(503)}, dev.Failed, 4, byItself},
+		{"one retry", headers{"Upstash-Retries", "1"}, answers{status(500), status(500)}, dev.Failed, 2, byItself},
+		{"a failure for good", nil, answers{final}, dev.Failed, 1, "dead letter queue: the answer says that no retry helps"},
+		{"489 alone", nil, answers{status(489)}, dev.Delivered, 2, byItself},
+		{"another status with its header", nil, answers{status(500, "Upstash-NonRetryable-Error", "true")}, dev.Delivered, 2, byItself},
+		{"a retry delay", headers{"Upstash-Retry-Delay", "1500"}, answers{status(500)}, dev.Delivered, 2, "retries in 1.5s (Upstash-Retry-Delay), here in 0s"},
+		{"a connection that is cut", nil, answers{cut}, dev.Delivered, 2, byItself},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -157,7 +157,8 @@ func TestAnswers(t *testing.T) {
 			r := receive(t, test.answers...)
 			m := q.await(q.publish(r.url, "{}", test.headers...))
 			if m.State != test.state || len(m.Attempts) != test.attempts || m.Attempts[0].Then != test.then {
-				t.Errorf("%s after %d attempts, first %q; want %s after %d, %q", m.State, len(m.Attempts), m.Attempts[0].Then, test.state, test.attempts, test.then)
+				t.Errorf("%s after %d attempts, first %q; want %s after %d, %q",
+					m.State, len(m.Attempts), m.Attempts[0].Then, test.state, test.attempts, test.then)
 			}
 			for i, a := range m.Attempts {
 				if a.Retried != i {
@@ -195,7 +196,7 @@ func TestRetriesHaveQStashsRhythm(t *testing.T) {
 	m := q.await(id)
 	for i, seconds := range []int{12, 148, 1808} {
 		want := time.Duration(seconds) * time.Second / speed
-		if got := m.Attempts[i+1].Started.Sub(m.Attempts[i].Ended); got < want || got > want+2*time.Second {
+		if got := m.Attempts[i+1].Started.Sub(m.Attempts[i].Ended); got < want || got > want+10*time.Second {
 			t.Errorf("before retry %d: %s, want %s", i+1, got, want)
 		}
 	}
@@ -210,6 +211,7 @@ func TestRetriesHaveQStashsRhythm(t *testing.T) {
 }
 
 func TestDelays(t *testing.T) {
+	soon := strconv.FormatInt(time.Now().Add(30*time.Second).Unix(), 10)
 	tests := []struct {
 		name    string
 		headers []string
@@ -217,7 +219,7 @@ func TestDelays(t *testing.T) {
 	}{
 		{"none", nil, 0},
 		{"a delay", []string{"Upstash-Delay", "20s"}, 200 * time.Millisecond},
-		{"not before", []string{"Upstash-Not-Before", strconv.FormatInt(time.Now().Add(30*time.Second).Unix(), 10)}, 200 * time.Millisecond},
+		{"not before", []string{"Upstash-Not-Before", soon}, 200 * time.Millisecond},
 		{"not before counts more than a delay", []string{"Upstash-Delay", "10h", "Upstash-Not-Before", "1"}, 0},
 	}
 	for _, test := range tests {
@@ -227,7 +229,7 @@ func TestDelays(t *testing.T) {
 			r := receive(t)
 			m := q.await(q.publish(r.url, "{}", test.headers...))
 			got := m.Attempts[0].Started.Sub(m.Created)
-			if got < test.least || got > test.least+5*time.Second {
+			if got < test.least || got > test.least+10*time.Second {
 				t.Errorf("delivered after %s, want %s", got, test.least)
 			}
 		})
@@ -239,7 +241,8 @@ func TestFaults(t *testing.T) {
 		q := start(t, dev.Config{Speed: dev.NoWaiting})
 		r := receive(t)
 		m := q.await(q.publish(r.url, "{}", "Upstash-Dev-Fault", "answer-lost"))
-		if len(r.all()) != 2 || len(m.Attempts) != 2 || m.Attempts[0].Status != 0 || m.Attempts[0].Err != "the answer, 200, was lost on the way" {
+		first := m.Attempts[0]
+		if len(r.all()) != 2 || len(m.Attempts) != 2 || first.Status != 0 || first.Err != "the answer, 200, was lost on the way" {
 			t.Errorf("%d deliveries: %+v", len(r.all()), m.Attempts)
 		}
 	})
@@ -277,7 +280,8 @@ func TestCallbacks(t *testing.T) {
 	r := receive(t, status(500, "X-Why", "a"), status(500))
 	calls, failures := receive(t), receive(t)
 	id := q.publish(r.url+"/orders", `{"order":1}`, "Upstash-Retries", "1", "Upstash-Forward-Shop", "7",
-		"Upstash-Callback", calls.url+"/called", "Upstash-Callback-Method", "PUT", "Upstash-Callback-Forward-Own", "8", "Upstash-Callback-Retries", "2",
+		"Upstash-Callback", calls.url+"/called", "Upstash-Callback-Method", "PUT",
+		"Upstash-Callback-Forward-Own", "8", "Upstash-Callback-Retries", "2",
 		"Upstash-Failure-Callback", failures.url+"/failure", "Upstash-Failure-Callback-Forward-Own", "9")
 	m := q.await(id)
 
@@ -287,9 +291,10 @@ func TestCallbacks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a.method != "PUT" || a.target != "/called" || a.header.Get("Own") != "8" || a.header.Get("Shop") != "" || a.header.Get("Upstash-Max-Retries") != "2" {
-			t.Errorf("callback %d: %s %s with %v", attempt, a.method, a.target, a.header)
+		if a.method != "PUT" || a.target != "/called" {
+			t.Errorf("callback %d: %s %s", attempt, a.method, a.target)
 		}
+		wantHeader(t, a.header, "Own", "8", "Shop", "", "Upstash-Max-Retries", "2")
 		if c.MessageID != id || c.DLQID != "" || c.Status != 500 || c.Retried > 1 || string(c.SourceBody) != `{"order":1}` {
 			t.Errorf("callback %d: %+v", attempt, c)
 		}
@@ -301,12 +306,14 @@ func TestCallbacks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.method != "POST" || a.target != "/failure" || a.header.Get("Own") != "9" || a.header.Get("Content-Type") != "application/json" || a.header.Get("Upstash-Max-Retries") != "1" {
-		t.Errorf("failure callback: %s %s with %v", a.method, a.target, a.header)
+	if a.method != "POST" || a.target != "/failure" {
+		t.Errorf("failure callback: %s %s", a.method, a.target)
 	}
-	if c.MessageID != id || c.DLQID != m.DLQID || c.DLQID == "" || c.Status != 500 || c.Retried != 1 || c.MaxRetries != 1 || c.URL != r.url+"/orders" ||
-		c.Method != "POST" || c.SourceHeader.Get("Shop") != "7" || string(c.Body) != `{"error":"not now"}` || c.CallerIP != "127.0.0.1" || c.CreatedAt.IsZero() {
-		t.Errorf("failure callback: %+v", c)
+	wantHeader(t, a.header, "Own", "9", "Content-Type", "application/json", "Upstash-Max-Retries", "1")
+	got := fmt.Sprintln(c.MessageID, c.DLQID, c.Status, c.Retried, c.MaxRetries, c.Method, c.URL, c.CallerIP, string(c.Body), string(c.SourceBody))
+	want := fmt.Sprintln(id, m.DLQID, 500, 1, 1, "POST", r.url+"/orders", "127.0.0.1", `{"error":"not now"}`, `{"order":1}`)
+	if got != want || m.DLQID == "" || c.CreatedAt.IsZero() || c.SourceHeader.Get("Shop") != "7" {
+		t.Errorf("failure callback: %s, want %s", got, want)
 	}
 }
 

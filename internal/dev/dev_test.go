@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -110,7 +109,7 @@ type receiver struct {
 	url string
 	t   *testing.T
 
-	answer func(http.ResponseWriter, *http.Request) // after the answers of receive; nil: 200
+	answer http.HandlerFunc // after the answers of receive; nil: 200
 
 	mu       sync.Mutex
 	arrivals []arrival
@@ -118,7 +117,7 @@ type receiver struct {
 }
 
 // receive starts a receiver. Its nth answer is the nth of answers, which write it; after the last all are 200.
-func receive(t *testing.T, answers ...func(http.ResponseWriter, *http.Request)) *receiver {
+func receive(t *testing.T, answers ...http.HandlerFunc) *receiver {
 	r := &receiver{t: t, came: make(chan arrival, 1000)}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		body, _ := io.ReadAll(req.Body)
@@ -146,11 +145,6 @@ func (r *receiver) all() []arrival {
 	return append([]arrival(nil), r.arrivals...)
 }
 
-func retriedOf(r *http.Request) int {
-	n, _ := strconv.Atoi(r.Header.Get("Upstash-Retried"))
-	return n
-}
-
 // next waits for the next arrival.
 func (r *receiver) next() arrival {
 	r.t.Helper()
@@ -163,8 +157,18 @@ func (r *receiver) next() arrival {
 	}
 }
 
+// wantHeader compares headers, which are in pairs.
+func wantHeader(t *testing.T, header http.Header, pairs ...string) {
+	t.Helper()
+	for i := 0; i < len(pairs); i += 2 {
+		if got := header.Get(pairs[i]); got != pairs[i+1] {
+			t.Errorf("%s is %q, want %q", pairs[i], got, pairs[i+1])
+		}
+	}
+}
+
 // status returns an answer with headers in pairs.
-func status(code int, headers ...string) func(http.ResponseWriter, *http.Request) {
+func status(code int, headers ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		for i := 0; i < len(headers); i += 2 {
 			w.Header().Set(headers[i], headers[i+1])

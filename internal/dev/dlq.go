@@ -128,10 +128,14 @@ func (q *QStash) retryLetters(letters []*message, h http.Header) ([]published, e
 	return answers, nil
 }
 
+// Settings that a message published anew does not have again.
+var ofTheFirst = [...]string{"Upstash-Delay", "Upstash-Not-Before", "Upstash-Deduplication-Id",
+	"Upstash-Content-Based-Deduplication", "Upstash-Dev-Fault"}
+
 // changedBy returns p to be published anew at once, with the settings in h instead of its own.
 func (p *publication) changedBy(h http.Header) (*publication, error) {
 	asked := maps.Clone(p.asked)
-	for _, name := range []string{"Upstash-Delay", "Upstash-Not-Before", "Upstash-Deduplication-Id", "Upstash-Content-Based-Deduplication", "Upstash-Dev-Fault"} {
+	for _, name := range ofTheFirst {
 		delete(asked, name)
 	}
 	for name, values := range h {

@@ -101,7 +101,9 @@ func (q *QStash) forget(m *message) {
 	if q.held.dedupe[m.dedupe] == m {
 		delete(q.held.dedupe, m.dedupe)
 	}
-	q.removeLetter(m)
+	if m.dlqID != "" {
+		q.removeLetter(m)
+	}
 	if m.state == Waiting {
 		q.end(m, Cancelled)
 	}

@@ -164,9 +164,12 @@ type filter struct {
 	after    int64 // the cursor: the number of the last entry of the page before; 0: the first page
 }
 
+var textFilters = [...]string{"messageId", "messageIds", "url", "queueName", "label", "callerIp", "callerIP", "dlqIds",
+	"topicName", "scheduleId"}
+
 func parseFilter(values url.Values) (filter, error) {
 	f := filter{texts: map[string][]string{}, count: maxListed}
-	for _, name := range []string{"messageId", "messageIds", "url", "queueName", "label", "callerIp", "callerIP", "dlqIds", "topicName", "scheduleId"} {
+	for _, name := range textFilters {
 		if list := listOf(values, name); list != nil {
 			f.texts[name] = list
 		}
@@ -306,7 +309,8 @@ func (q *QStash) answerLogs(name string, values url.Values) (int, any, error) {
 	for _, e := range slices.Backward(q.events) {
 		m, ok := q.held.messages[e.id]
 		wanted := f.after == 0 || e.number < f.after
-		if !ok || !wanted || !f.matches(m) || !f.during(e.Time) || f.states != nil && !slices.Contains(f.states, e.State) {
+		if !ok || !wanted || !f.matches(m) || !f.during(e.Time) ||
+			f.states != nil && !slices.Contains(f.states, e.State) {
 			continue
 		}
 		if len(list) == f.count {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"testing"
 
 	"qstash-receiver/internal/dev"
@@ -32,6 +33,11 @@ func node(t *testing.T, script string, environment ...string) {
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", script, err, out)
 	}
+}
+
+func retriedOf(r *http.Request) int {
+	n, _ := strconv.Atoi(r.Header.Get("Upstash-Retried"))
+	return n
 }
 
 func TestOfficialClient(t *testing.T) {

@@ -18,10 +18,11 @@ var pageFiles embed.FS
 
 var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"clock":     func(t time.Time) string { return t.Local().Format("15:04:05.000") },
+	"seconds":   func(t time.Time) string { return t.Local().Format(time.TimeOnly) },
 	"moment":    func(t time.Time) string { return t.Format(time.RFC3339Nano) },
 	"took":      func(a Attempt) string { return short(a.Ended.Sub(a.Started)) },
-	"text":      func(body []byte) string { return bodyText(body, maxShownBody) },
-	"excerpt":   func(body []byte) string { return bodyText(body, maxShownAnswer) },
+	"body":      func(body []byte) string { return excerpt(indented(body), 64<<10) },
+	"answer":    func(body []byte) string { return excerpt(body, 2<<10) },
 	"headers":   headerLines,
 	"attemptID": attemptID,
 	"plural":    plural,
@@ -66,9 +67,8 @@ func (q *QStash) newPages() http.Handler {
 type row struct {
 	ID, Destination, Source, Outcome string
 	State                            State
-	Created                          time.Time
-	Attempts, Most                   int
-	Status                           int
+	Created, Due                     time.Time
+	Attempts, Status                 int
 }
 
 func (m *message) row() row {
@@ -79,8 +79,8 @@ func (m *message) row() row {
 		Source:      m.source,
 		State:       m.state,
 		Created:     m.created,
+		Due:         m.due,
 		Attempts:    len(m.attempts),
-		Most:        m.retries + 1,
 		Status:      last.Status,
 		Outcome:     last.Outcome,
 	}
@@ -98,7 +98,7 @@ func (q *QStash) serveList(w http.ResponseWriter, r *http.Request) {
 		Base, Destination, Older string
 		Newest                   bool
 		Speed                    float64
-		Faults                   []string
+		Faults                   []struct{ Name, Text string }
 		Rows                     []row
 		Counts                   counts
 	}{
@@ -243,19 +243,21 @@ func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	_ = templates.ExecuteTemplate(w, "refused.html", err.Error()) // to a caller who may have hung up
 }
 
-// StateText is how far the message is, in words.
+// StateText is what there is to say besides the state's name.
 func (m Message) StateText() string {
 	switch {
 	case m.State == Waiting && m.Due.IsZero():
-		return "Waiting behind others of queue " + m.Queue
+		return "behind others of queue " + m.Queue
 	case m.State == Waiting && len(m.Attempts) == 0:
-		return "Waiting for its time"
+		return "for its time"
 	case m.State == Waiting:
-		return "Waiting for the next attempt"
+		return "for the next attempt"
 	case m.State == Failed:
-		return "Failed: dead letter " + m.DLQID
+		return "after " + plural(len(m.Attempts), "attempt", "attempts") + ": dead letter " + m.DLQID
+	case m.State == Delivered:
+		return "after " + plural(len(m.Attempts), "attempt", "attempts")
 	}
-	return strings.ToUpper(string(m.State[:1])) + string(m.State[1:])
+	return ""
 }
 
 // Waits says whether there is an attempt that can be made now instead of later.
@@ -274,31 +276,27 @@ func (a Attempt) Class() string {
 
 func attemptID(a Attempt) string { return fmt.Sprintf("attempt-%d", a.number) }
 
-// Up to where the page shows a body, in bytes.
-const (
-	maxShownBody   = 64 << 10
-	maxShownAnswer = 2 << 10
-)
+// indented is a body with its JSON indented, if it is JSON.
+func indented(body []byte) []byte {
+	var b bytes.Buffer
+	if json.Indent(&b, body, "", "  ") != nil {
+		return body
+	}
+	return b.Bytes()
+}
 
-// bodyText is a body for people, at most about most bytes of it: JSON indented, other text as it is.
-func bodyText(body []byte, most int) string {
+// excerpt is the text of a body, up to about most bytes.
+func excerpt(body []byte, most int) string {
 	if !utf8.Valid(body) || bytes.IndexByte(body, 0) >= 0 {
 		return fmt.Sprintf("(%d bytes that are no text)", len(body))
 	}
-	var b bytes.Buffer
-	if json.Indent(&b, body, "", "  ") != nil {
-		b.Reset()
-		b.Write(body)
+	if len(body) <= most {
+		return string(body)
 	}
-	text := b.String()
-	if len(text) <= most {
-		return text
+	for !utf8.RuneStart(body[most]) {
+		most--
 	}
-	cut := most
-	for !utf8.RuneStart(text[cut]) {
-		cut--
-	}
-	return fmt.Sprintf("%s\n... (%d bytes in all)", text[:cut], len(body))
+	return fmt.Sprintf("%s\n... (%d bytes in all)", body[:most], len(body))
 }
 
 func headerLines(h http.Header) string {

@@ -45,12 +45,16 @@ const (
 
 // What Upstash-Dev-Fault can ask for. It befalls the first attempt.
 const (
-	faultAnswerLost = "answer-lost" // the receiver's answer never arrives
-	faultTwice      = "twice"       // it is delivered twice at the same time
-	faultLateToken  = "late-token"  // it arrives after its token has expired
+	faultAnswerLost = "answer-lost"
+	faultTwice      = "twice"
+	faultLateToken  = "late-token"
 )
 
-var faults = []string{faultAnswerLost, faultTwice, faultLateToken}
+var faults = []struct{ Name, Text string }{
+	{faultAnswerLost, "the receiver's answer never arrives"},
+	{faultTwice, "it is delivered two times at once"},
+	{faultLateToken, "its token has expired when it arrives"},
+}
 
 // Headers that ask for what this stand-in does not do.
 var unsupportedHeaders = map[string]string{
@@ -122,7 +126,8 @@ func (p *publication) readSettings(h http.Header, retries int) error {
 	}
 	p.method = http.MethodPost
 	if v := h.Get("Upstash-Method"); v != "" {
-		if p.method = strings.ToUpper(v); !slices.Contains([]string{"GET", "POST", "PUT", "PATCH", "DELETE"}, p.method) {
+		p.method = strings.ToUpper(v)
+		if !slices.Contains([]string{"GET", "POST", "PUT", "PATCH", "DELETE"}, p.method) {
 			return badRequest("Upstash-Method: %q is none of GET, POST, PUT, PATCH and DELETE", v)
 		}
 	}
@@ -164,8 +169,10 @@ func (p *publication) readSettings(h http.Header, retries int) error {
 			return badRequest("Upstash-Timeout: %q leaves no time to answer", v)
 		}
 	}
-	if p.fault = h.Get("Upstash-Dev-Fault"); p.fault != "" && !slices.Contains(faults, p.fault) {
-		return badRequest("Upstash-Dev-Fault: %q is none of %s", p.fault, strings.Join(faults, ", "))
+	switch p.fault = h.Get("Upstash-Dev-Fault"); p.fault {
+	case "", faultAnswerLost, faultTwice, faultLateToken:
+	default:
+		return badRequest("Upstash-Dev-Fault: %q is none of %s, %s and %s", p.fault, faultAnswerLost, faultTwice, faultLateToken)
 	}
 	p.label = h.Get("Upstash-Label")
 	var err error
@@ -196,8 +203,7 @@ func (p *publication) readDeduplication(h http.Header) error {
 
 var (
 	expression = regexp.MustCompile(`^(retried|pow|exp|sqrt|abs|floor|ceil|round|min|max|[0-9.+*/%(), -])+$`)
-	groupName  = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
-	queueName  = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
+	plainName  = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`) // of a queue or a URL group
 	headerName = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
 )
 
@@ -207,7 +213,7 @@ func parseRetryDelay(v string) (time.Duration, error) {
 	case err == nil && milliseconds >= 0:
 		return time.Duration(min(milliseconds, float64(day.Milliseconds()))) * time.Millisecond, nil
 	case err != nil && expression.MatchString(v):
-		return 0, unsupported("Upstash-Retry-Delay: this stand-in for QStash computes no expressions; give a number of milliseconds, not %q", v)
+		return 0, unsupported("Upstash-Retry-Delay: this stand-in for QStash has no expressions like %q; give milliseconds", v)
 	default:
 		return 0, badRequest("Upstash-Retry-Delay: %q is no number of milliseconds", v)
 	}
@@ -217,13 +223,13 @@ func parseRetryDelay(v string) (time.Duration, error) {
 func parseDestination(destination string) (*url.URL, error) {
 	scheme, rest, ok := strings.Cut(destination, "://")
 	if lower := strings.ToLower(scheme); !ok || lower != "http" && lower != "https" {
-		if groupName.MatchString(destination) && !strings.EqualFold(destination, "localhost") || strings.HasPrefix(destination, "api/") {
+		if plainName.MatchString(destination) || strings.HasPrefix(destination, "api/") {
 			return nil, unsupported("destination %q: this stand-in for QStash has no URL groups and no APIs; give a URL", destination)
 		}
 		return nil, badRequest("destination %q: it must begin with http:// or https://", destination)
 	}
 	if i := strings.IndexFunc(destination, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' }); i >= 0 {
-		return nil, badRequest("destination %q: it must not hold %q; write it as %%%02X", destination, destination[i], destination[i])
+		return nil, badRequest("destination %q: it must not hold %q, only %%%02X", destination, destination[i], destination[i])
 	}
 	u, err := url.Parse(destination)
 	if err != nil {

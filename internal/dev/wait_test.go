@@ -24,34 +24,35 @@ func TestBackoffIsQStashs(t *testing.T) {
 func TestWhatAnAnswerSaysAboutTheNextAttempt(t *testing.T) {
 	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 	const own = "backoff"
+	type headers map[string]string
 	tests := []struct {
 		name   string
-		answer map[string]string
+		answer headers
 		delay  time.Duration // Upstash-Retry-Delay; 0: none
 		want   time.Duration
 		reason string
 	}{
 		{"nothing", nil, 0, 12 * time.Second, own},
 		{"nothing, with a retry delay", nil, time.Second, time.Second, "Upstash-Retry-Delay"},
-		{"seconds", map[string]string{"Retry-After": "30"}, 0, 30 * time.Second, "Retry-After"},
-		{"seconds, which count more than a retry delay", map[string]string{"Retry-After": "30"}, time.Second, 30 * time.Second, "Retry-After"},
-		{"no seconds", map[string]string{"Retry-After": "0"}, 0, 0, "Retry-After"},
-		{"a date", map[string]string{"Retry-After": "Fri, 01 May 2026 12:01:30 GMT"}, 0, 90 * time.Second, "Retry-After"},
-		{"a date that is past", map[string]string{"Retry-After": "Fri, 01 May 2026 11:00:00 GMT"}, 0, 0, "Retry-After"},
-		{"a duration", map[string]string{"Retry-After": "6m5s"}, 0, 365 * time.Second, "Retry-After"},
-		{"a day", map[string]string{"Retry-After": "86400"}, 0, 24 * time.Hour, "Retry-After"},
-		{"more than a day", map[string]string{"Retry-After": "86401"}, 0, 12 * time.Second, own},
-		{"a duration of more than a day", map[string]string{"Retry-After": "24h1s"}, 0, 12 * time.Second, own},
-		{"a date in more than a day", map[string]string{"Retry-After": "Sun, 03 May 2026 12:00:00 GMT"}, 0, 12 * time.Second, own},
-		{"less than nothing", map[string]string{"Retry-After": "-1"}, 0, 12 * time.Second, own},
-		{"no number", map[string]string{"Retry-After": "NaN"}, 0, 12 * time.Second, own},
-		{"words", map[string]string{"Retry-After": "soon"}, 0, 12 * time.Second, own},
-		{"a reset", map[string]string{"X-RateLimit-Reset": "20"}, 0, 20 * time.Second, "X-RateLimit-Reset"},
-		{"a reset of requests", map[string]string{"X-RateLimit-Reset-Requests": "1m"}, 0, time.Minute, "X-RateLimit-Reset-Requests"},
-		{"a reset of tokens", map[string]string{"X-RateLimit-Reset-Tokens": "120ms"}, 0, 120 * time.Millisecond, "X-RateLimit-Reset-Tokens"},
-		{"a reset as seconds since 1970", map[string]string{"X-RateLimit-Reset": "1777636800"}, 0, 12 * time.Second, own},
-		{"a bad Retry-After and a reset", map[string]string{"Retry-After": "soon", "X-RateLimit-Reset": "20"}, 0, 20 * time.Second, "X-RateLimit-Reset"},
-		{"both", map[string]string{"Retry-After": "10", "X-RateLimit-Reset": "20"}, 0, 10 * time.Second, "Retry-After"},
+		{"seconds", headers{"Retry-After": "30"}, 0, 30 * time.Second, "Retry-After"},
+		{"seconds, which count more than a retry delay", headers{"Retry-After": "30"}, time.Second, 30 * time.Second, "Retry-After"},
+		{"no seconds", headers{"Retry-After": "0"}, 0, 0, "Retry-After"},
+		{"a date", headers{"Retry-After": "Fri, 01 May 2026 12:01:30 GMT"}, 0, 90 * time.Second, "Retry-After"},
+		{"a date that is past", headers{"Retry-After": "Fri, 01 May 2026 11:00:00 GMT"}, 0, 0, "Retry-After"},
+		{"a duration", headers{"Retry-After": "6m5s"}, 0, 365 * time.Second, "Retry-After"},
+		{"a day", headers{"Retry-After": "86400"}, 0, 24 * time.Hour, "Retry-After"},
+		{"more than a day", headers{"Retry-After": "86401"}, 0, 12 * time.Second, own},
+		{"a duration of more than a day", headers{"Retry-After": "24h1s"}, 0, 12 * time.Second, own},
+		{"a date in more than a day", headers{"Retry-After": "Sun, 03 May 2026 12:00:00 GMT"}, 0, 12 * time.Second, own},
+		{"less than nothing", headers{"Retry-After": "-1"}, 0, 12 * time.Second, own},
+		{"no number", headers{"Retry-After": "NaN"}, 0, 12 * time.Second, own},
+		{"words", headers{"Retry-After": "soon"}, 0, 12 * time.Second, own},
+		{"a reset", headers{"X-RateLimit-Reset": "20"}, 0, 20 * time.Second, "X-RateLimit-Reset"},
+		{"a reset of requests", headers{"X-RateLimit-Reset-Requests": "1m"}, 0, time.Minute, "X-RateLimit-Reset-Requests"},
+		{"a reset of tokens", headers{"X-RateLimit-Reset-Tokens": "120ms"}, 0, 120 * time.Millisecond, "X-RateLimit-Reset-Tokens"},
+		{"a reset as seconds since 1970", headers{"X-RateLimit-Reset": "1777636800"}, 0, 12 * time.Second, own},
+		{"a bad Retry-After and a reset", headers{"Retry-After": "soon", "X-RateLimit-Reset": "20"}, 0, 20 * time.Second, "X-RateLimit-Reset"},
+		{"both", headers{"Retry-After": "10", "X-RateLimit-Reset": "20"}, 0, 10 * time.Second, "Retry-After"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -45,7 +45,7 @@ function showMessage(list, { attempts, state, due, waits }) {
 function countDown() {
   for (const left of document.querySelectorAll("[data-due]")) {
     const seconds = Math.max(0, Math.round((left.dataset.due - Date.now()) / 1000));
-    left.textContent = `in ${seconds} s`;
+    left.textContent = `(in ${seconds} s)`;
   }
 }
 countDown();

@@ -16,7 +16,7 @@ const complaints = [];
 async function open(options) {
   const context = await browser.newContext({ permissions: ["clipboard-read", "clipboard-write"], ...options });
   const page = await context.newPage();
-  page.setDefaultTimeout(15_000);
+  page.setDefaultTimeout(60_000);
   page.on("console", (m) => ["error", "warning"].includes(m.type()) && complaints.push(`${m.text()} at ${page.url()}`));
   page.on("pageerror", (e) => complaints.push(String(e)));
   page.on("request", (r) => r.url().startsWith(BASE + "/") || complaints.push(`a request to ${r.url()}`));
@@ -63,11 +63,11 @@ await page.locator("#attempt-1 summary").last().click();
 await now.focus();
 await page.keyboard.press("Enter");
 await page.locator("#attempt-2").waitFor();
-await page.getByText("Waiting for the next attempt").waitFor();
+await page.getByText("for the next attempt").waitFor();
 assert.equal(await focused(page), "now");
 await page.keyboard.press("Enter");
 await page.locator("#attempt-3").getByText("done", { exact: true }).first().waitFor();
-await page.locator("#state").getByText("Delivered").waitFor();
+await page.locator("#state").getByText("delivered").waitFor();
 assert.equal(await focused(page), "now");
 assert.equal(await page.evaluate(() => window.loaded), "once");
 assert.equal(await page.locator("#attempt-1 details").last().getAttribute("open"), "", "what was opened stays open");
@@ -77,7 +77,7 @@ await inspect(page, "a message");
 
 // Tab order is page order, and focus can be seen.
 await page.reload();
-await page.getByText("Delivered").first().waitFor();
+await page.getByText("delivered").first().waitFor();
 const order = [];
 for (let i = 0; i < 8; i++) {
   await page.keyboard.press("Tab");
@@ -98,7 +98,7 @@ const copied = await page.evaluate(() => navigator.clipboard.readText());
 assert.ok(copied.startsWith("curl ") && copied.includes(`${RECEIVER}/twice`), copied);
 await page.getByRole("button", { name: "Send again as a new message" }).click();
 await page.waitForURL((url) => url.pathname !== `/messages/${id}`);
-await page.locator("#state").getByText("Delivered").waitFor();
+await page.locator("#state").getByText("delivered").waitFor();
 
 // A fault, and a mistake.
 await page.goto(BASE);
@@ -125,7 +125,7 @@ for (const colorScheme of ["light", "dark"]) {
   await small.locator("#rows .destination").first().getByText("longlong").waitFor();
   await inspect(small, `the list, ${colorScheme}`);
   await small.locator("#rows a").first().click();
-  await small.locator("#state").getByText("Delivered").waitFor();
+  await small.locator("#state").getByText("delivered").waitFor();
   for (const summary of await small.locator("summary").all()) await summary.click();
   await inspect(small, `a message, ${colorScheme}`);
 }
