@@ -79,7 +79,8 @@ func NewPostgres(t testing.TB, args ...string) *Postgres {
 func (p *Postgres) NewReplica(t testing.TB) *Postgres {
 	t.Helper()
 	r := newPostgres(t, nil)
-	p.run(t, "pg_basebackup", "--dbname", p.URL("postgres"), "--pgdata", r.dir, "--write-recovery-conf", "--checkpoint", "fast", "--no-sync")
+	p.run(t, "pg_basebackup", "--dbname", p.URL("postgres"), "--pgdata", r.dir,
+		"--write-recovery-conf", "--checkpoint", "fast", "--no-sync")
 	r.Start(t)
 	t.Cleanup(r.Stop)
 	return r

@@ -43,6 +43,8 @@ func handle(ctx context.Context, s *Store, key once.Key) error {
 			if err := s.Commit(ctx, c.Key, c.Holder, c.Lease, add(key)); err != nil {
 				_ = s.Release(c.Key, c.Holder)
 			}
+		default:
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
 	return ctx.Err()
@@ -272,6 +274,7 @@ func TestFrozen(t *testing.T) {
 			if d.State == once.Claimed {
 				break
 			}
+			time.Sleep(10 * time.Millisecond)
 		}
 		if err := s.Commit(t.Context(), next.Key, next.Holder, time.Minute, take); err != nil {
 			t.Error(err)
