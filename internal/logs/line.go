@@ -223,7 +223,7 @@ func (l *line) name(name string) {
 
 // string adds a text as a value: for people in quotes only where it would be misread without.
 func (l *line) string(s string) {
-	if l.text && s != "" && !strings.ContainsAny(s, " \"=\\\n\r\t") {
+	if l.text && s != "" && s[0] != '"' && !strings.ContainsAny(s, " =\\\n\r\t") {
 		l.buf = appendEscaped(l.buf, s, l.room()/2, false)
 		return
 	}

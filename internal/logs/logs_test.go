@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -87,6 +90,8 @@ func TestLine(t *testing.T) {
 		},
 			`{"level":"ERROR","msg":"delivery","outcome":"refused","reason":"subject","detail":"run: flyctl secrets set A=\"b\"","next":"not run, QStash retries","signature":"current","status":401,"ms":0.25}`,
 			`ERROR delivery refused   subject         401 0.25     not run, QStash retries signature=current run: flyctl secrets set A="b"`},
+		{"JSON in a text", func(l *slog.Logger) { l.Info("x", "a", `{"b":1}`, "c", `{"d": 1}`, "e", `"f"`, "g", "") },
+			`{"level":"INFO","msg":"x","a":"{\"b\":1}","c":"{\"d\": 1}","e":"\"f\"","g":""}`, `INFO  x a={"b":1} c="{\"d\": 1}" e="\"f\"" g=""`},
 		{"a line break in a value", func(l *slog.Logger) { l.Info("x\ny", "a", "b\nc") },
 			`{"level":"INFO","msg":"x\ny","a":"b\nc"}`, `INFO  x\ny a="b\nc"`},
 	} {
@@ -351,5 +356,42 @@ func waitFor(t *testing.T, done func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatal("it has not come within ten seconds")
 		}
+	}
+}
+
+func TestIsTerminal(t *testing.T) {
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("there are no terminals here: %v", err)
+	}
+	defer terminal.Close()
+	file, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for _, c := range []struct {
+		name string
+		w    io.Writer
+		want bool
+	}{
+		{"a terminal", terminal, true},
+		{"a terminal whose lines are gathered", NewWriter(terminal), true},
+		{"a file", file, false},
+		{"a file whose lines are gathered", NewWriter(file), false},
+		{"memory", &bytes.Buffer{}, false},
+	} {
+		if got := IsTerminal(c.w); got != c.want {
+			t.Errorf("%s is a terminal: %t", c.name, got)
+		}
+	}
+}
+
+func TestColours(t *testing.T) {
+	var out bytes.Buffer
+	l := slog.New(&handler{out: &output{w: &out}, text: true, coloured: true})
+	l.Error("x", "a", "b\x1b[31m")
+	if got, want := withoutTime(out.String()), "\x1b[31mERROR\x1b[0m x \x1b[2ma=\x1b[0mb\\u001b[31m\n"; got != want {
+		t.Errorf("the line is %q, want %q", got, want)
 	}
 }
