@@ -95,7 +95,7 @@ func serve(ctx context.Context, c settings.Settings, heard command.Heard, stderr
 	defer listeners.Close()
 	set := signing.NewSet()
 	fetcher := keys.New(keys.Config{Set: set, Fixed: c.Keys, APIs: c.Fetched(), Log: log})
-	if err := fetcher.Start(ctx); err != nil {
+	if err := fetcher.Start(ctx); err != nil && ctx.Err() == nil {
 		return err
 	}
 	store, err := c.Store.Open(ctx, c.StoreTTL, httpserver.StoreWait, log)

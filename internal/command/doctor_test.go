@@ -303,7 +303,7 @@ func TestDoctorOfStores(t *testing.T) {
 func TestDoctorOfAStoreInUse(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "receiver.db")
-	running, err := sqlite.Open(t.Context(), path, time.Hour, slog.New(slog.DiscardHandler))
+	running, err := sqlite.Open(t.Context(), path, time.Hour, time.Second, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package settings
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -56,11 +55,7 @@ func parseStore(v string) (Store, error) {
 
 // SQLite is the store in the file at path, which has not been checked.
 func SQLite(path string) Store {
-	return Store{Kind: "sqlite", Path: path, Open: func(ctx context.Context, ttl, _ time.Duration, log *slog.Logger) (once.Store, error) {
-		store, err := sqlite.Open(ctx, path, ttl, log)
-		if err != nil {
-			return nil, fmt.Errorf("STORE_URL: %w", err)
-		}
-		return store, nil
+	return Store{Kind: "sqlite", Path: path, Open: func(ctx context.Context, ttl, wait time.Duration, log *slog.Logger) (once.Store, error) {
+		return sqlite.Open(ctx, path, ttl, wait, log)
 	}}
 }

@@ -35,11 +35,11 @@ func CheckPath(path string) error {
 var ErrInUse = errors.New("another process has it open, and only one can have it: stop that one, or give this one a file of its own")
 
 // Open opens or makes the file at path; finished messages are remembered for ttl. Another process that has the file
-// gets 10 s to end. A file that is not a store of this program's is an error, and left as it is.
-func Open(ctx context.Context, path string, ttl time.Duration, log *slog.Logger) (_ *Store, err error) {
+// gets wait to end, 10 s at most. A file that is not a store of this program's is an error, and left as it is.
+func Open(ctx context.Context, path string, ttl, wait time.Duration, log *slog.Logger) (_ *Store, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("open the SQLite file %q: %w", path, explain(err))
+			err = fmt.Errorf("STORE_URL: open the SQLite file %q: %w", path, explain(err))
 		}
 	}()
 	if err := CheckPath(path); err != nil {
@@ -69,7 +69,7 @@ func Open(ctx context.Context, path string, ttl time.Duration, log *slog.Logger)
 		db: db, ttl: ttl, log: log, requests: make(chan *request, batchSize), stopped: make(chan struct{}),
 		room: room{limit: maxBytes, disk: filepath.Dir(absolute)},
 	}
-	for end := time.Now().Add(10 * time.Second); ; { // in small steps, so that a signal ends it
+	for end := time.Now().Add(min(wait, 10*time.Second)); ; { // in small steps, so that a signal ends it
 		if err = s.start(ctx, origin); err == nil {
 			break
 		}

@@ -30,7 +30,7 @@ var (
 
 func open(t testing.TB, path string, ttl time.Duration) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), path, ttl, quietLog)
+	s, err := Open(t.Context(), path, ttl, time.Second, quietLog)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func TestWhose(t *testing.T) {
 			path := filepath.Join(dir, "file.db")
 			row.make(t, path)
 			before := fingerprint(t, dir)
-			s, err := Open(t.Context(), path, time.Hour, quietLog)
+			s, err := Open(t.Context(), path, time.Hour, time.Second, quietLog)
 			if row.want == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -356,7 +356,7 @@ func TestFullDiskIsSaidAtStart(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "hog"), make([]byte, 1<<20-8<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open(t.Context(), filepath.Join(dir, "receiver.db"), time.Hour, quietLog)
+	s, err := Open(t.Context(), filepath.Join(dir, "receiver.db"), time.Hour, time.Second, quietLog)
 	if err == nil {
 		_ = s.Close()
 		t.Fatal("it was opened")
@@ -373,7 +373,7 @@ func TestCannotOpen(t *testing.T) {
 		dir:                            "is a directory",
 		filepath.Join(dir, "no", "db"): "make it, or mount the volume there",
 	} {
-		if _, err := Open(t.Context(), path, time.Hour, quietLog); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Open(t.Context(), path, time.Hour, time.Second, quietLog); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %s", path, err, want)
 		}
 	}
@@ -401,7 +401,7 @@ func TestDeletedFileIsSaidOnce(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "receiver.db")
 	log := &lines{came: make(chan struct{}, 1)}
-	s, err := Open(t.Context(), path, time.Hour, slog.New(slog.NewJSONHandler(log, nil)))
+	s, err := Open(t.Context(), path, time.Hour, time.Second, slog.New(slog.NewJSONHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
