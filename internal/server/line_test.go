@@ -1,7 +1,6 @@
 package server
 
 import (
-	"encoding/json"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -12,21 +11,15 @@ import (
 	"qstash-receiver/internal/deliver"
 	"qstash-receiver/internal/logs"
 	"qstash-receiver/internal/qstash"
+	"qstash-receiver/internal/qstashtest"
 )
 
-// newLog returns a log and its lines so far, which is safe while synctest's bubble is still.
+// newLog returns a log, and its lines so far.
 func newLog(level slog.Level) (*slog.Logger, func(t *testing.T) []map[string]any) {
-	var text strings.Builder
-	return logs.New(&text, level, false), func(t *testing.T) (all []map[string]any) {
+	file := qstashtest.NewLog()
+	return logs.New(file, level, false), func(t *testing.T) []map[string]any {
 		t.Helper()
-		for line := range strings.Lines(text.String()) {
-			var fields map[string]any
-			if err := json.Unmarshal([]byte(line), &fields); err != nil {
-				t.Fatalf("%s is no JSON: %v", line, err)
-			}
-			all = append(all, fields)
-		}
-		return all
+		return file.Lines(t)
 	}
 }
 
