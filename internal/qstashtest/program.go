@@ -3,6 +3,7 @@ package qstashtest
 import (
 	"context"
 	"io"
+	"io/fs"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -58,16 +59,29 @@ func Start(t testing.TB, run Run, env map[string]string) *Program {
 // Binary is the path of the built program.
 type Binary string
 
-// Build builds the program, unless it has not changed since the last time. The file is removed when t ends.
-func Build(t testing.TB) Binary {
+// Build builds the program, with flags of go build, unless it has not changed since the last time. The file is removed
+// when t ends.
+func Build(t testing.TB, flags ...string) Binary {
 	t.Helper()
 	mod, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
 		t.Fatalf("go env GOMOD: %v", err)
 	}
+	root := filepath.Dir(strings.TrimSpace(string(mod)))
+	// A look at each directory, so that go test takes no result of its cache after a change of the program.
+	err = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if entry.Name() == ".git" || entry.Name() == "node_modules" {
+			return fs.SkipDir
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	path := filepath.Join(t.TempDir(), "receiver")
-	cmd := exec.Command("go", "run", "-exec", "cp", ".", path) // go build keeps no linked program, go run does
-	cmd.Dir = filepath.Dir(strings.TrimSpace(string(mod)))
+	// Go's cache keeps what go run has linked, and not what go build has.
+	cmd := exec.Command("go", slices.Concat([]string{"run"}, flags, []string{"-exec", "cp", ".", path})...)
+	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build the program: %v\n%s", err, out)
 	}
