@@ -175,7 +175,7 @@ func (s *Memory) Close() error { return nil }
 // makeRoom forgets a few that are over, few so that nobody waits, and then the oldest until the size is right.
 func (s *Memory) makeRoom(now int64) {
 	for range 4 {
-		if place, found := s.oldestToken(); found && s.tokens.at(place).value.until <= now {
+		if place, found := s.oldestToken(1); found && s.tokens.at(place).value.until <= now {
 			s.forgetToken(place)
 		}
 		if place, found := s.oldestMessage(1); found && s.messages.at(place).value.over(now) {
@@ -183,29 +183,34 @@ func (s *Memory) makeRoom(now int64) {
 		}
 	}
 	for s.size > s.limit {
-		if place, found := s.oldestMessage(s.messages.len()); found && s.messages.at(place).value.bound <= now {
+		place, found := s.oldestMessage(s.messages.len())
+		switch {
+		case found && s.messages.at(place).value.bound <= now:
 			s.forgetMessage(place)
-		} else if s.shortened < s.messages.next {
+		case found && s.shortened < s.messages.next:
 			s.shortenNext()
-		} else if place, found := s.oldestToken(); found {
-			t := s.forgetToken(place)
-			place, known := s.messages.find(t.message)
-			if known && s.messages.at(place).value.bound <= t.until { // it was the last
-				s.forgetMessage(place)
+		default:
+			place, found := s.oldestToken(s.tokens.len())
+			if !found {
+				return
 			}
-		} else {
-			return
+			t := s.forgetToken(place)
+			message, known := s.messages.find(t.message)
+			if known && s.messages.at(message).value.bound <= t.until { // it was the last
+				s.forgetMessage(message)
+			}
 		}
 	}
 }
 
-// oldestMessage returns the place of the oldest message that is not running, if it is among the first few. Those that
-// are running are renewed.
+// oldestMessage returns the place of the oldest message, if it is among the first few. One that is running, or bound
+// for longer than the next, is renewed: it must not keep those behind it from being forgotten.
 func (s *Memory) oldestMessage(few int) (place int, found bool) {
 	for range min(few, s.messages.len()) {
 		place := s.messages.first
 		if i := s.messages.at(place); i.key != (Key{}) {
-			if i.value.state != memoryRunning {
+			next := s.messages.newer(place)
+			if i.value.state != memoryRunning && (next == nil || i.value.bound <= next.value.bound) {
 				return place, true
 			}
 			s.messages.renew(place)
@@ -215,11 +220,19 @@ func (s *Memory) oldestMessage(few int) (place int, found bool) {
 	return 0, false
 }
 
-func (s *Memory) oldestToken() (place int, found bool) {
-	for s.tokens.len() > 0 && s.tokens.at(s.tokens.first).key == (Key{}) {
+// oldestToken is oldestMessage for tokens.
+func (s *Memory) oldestToken(few int) (place int, found bool) {
+	for range min(few, s.tokens.len()) {
+		place := s.tokens.first
+		if i := s.tokens.at(place); i.key != (Key{}) {
+			if next := s.tokens.newer(place); next == nil || i.value.until <= next.value.until {
+				return place, true
+			}
+			s.tokens.renew(place)
+		}
 		s.tokens.drop()
 	}
-	return s.tokens.first, s.tokens.len() > 0
+	return 0, false
 }
 
 // forgetMessage forgets the message at place, unless it is running.
@@ -273,15 +286,17 @@ func (a *answers) keep(text string) (place int32, bytes int) {
 		a.kept[place].uses++
 		return place, 0
 	}
+	bytes = textBytes(text)
 	if n := len(a.empty); n > 0 {
 		place, a.empty = a.empty[n-1], a.empty[:n-1]
 	} else {
 		place = int32(len(a.kept))
 		a.kept = append(a.kept, keptAnswer{})
+		bytes += memoryAnswerBytes // for good: neither the list nor the map shrinks
 	}
 	a.kept[place] = keptAnswer{text, 1}
 	a.at[text] = place
-	return place, answerBytes(text)
+	return place, bytes
 }
 
 func (a *answers) text(place int32) string { return a.kept[place].text }
@@ -297,15 +312,15 @@ func (a *answers) drop(place int32) (bytes int) {
 	if k.uses--; k.uses > 0 {
 		return 0
 	}
-	bytes = answerBytes(k.text)
+	bytes = textBytes(k.text)
 	delete(a.at, k.text)
 	*k = keptAnswer{}
 	a.empty = append(a.empty, place)
 	return bytes
 }
 
-// answerBytes adds an eighth, by which the allocator rounds up.
-func answerBytes(text string) int { return memoryAnswerBytes + len(text)*9/8 }
+// textBytes adds an eighth, by which the allocator rounds up.
+func textBytes(text string) int { return len(text) * 9 / 8 }
 
 // encodeAnswer writes a as one text of its own, much as it goes over the wire.
 func encodeAnswer(a Answer) string {

@@ -70,13 +70,13 @@ func TestMemoryIsBounded(t *testing.T) {
 		messages int
 		message  func(n int) (once.Claim, once.Answer)
 	}{
-		{"many messages", 400_000, func(int) (once.Claim, once.Answer) { return lasting(), ok }},
-		{"many messages whose tokens are over", 400_000, func(int) (once.Claim, once.Answer) {
+		{"many messages", 250_000, func(int) (once.Claim, once.Answer) { return lasting(), ok }},
+		{"many messages whose tokens are over", 250_000, func(int) (once.Claim, once.Answer) {
 			c := oncetest.NewClaim()
 			c.TokenTTL = 0
 			return c, ok
 		}},
-		{"many different answers", 400_000, func(n int) (once.Claim, once.Answer) {
+		{"many different answers", 250_000, func(n int) (once.Claim, once.Answer) {
 			return lasting(), once.Answer{Status: 200, Body: fmt.Appendf(nil, `{"order":%d}`, n)}
 		}},
 		{"large answers", 20_000, func(n int) (once.Claim, once.Answer) {
@@ -100,9 +100,7 @@ func TestMemoryIsBounded(t *testing.T) {
 				c, a := row.message(n)
 				last = finish(t, s, c, a)
 			}
-			used := heap() - before
-			t.Logf("%d bytes", used)
-			if used > limit {
+			if used := heap() - before; used > limit {
 				t.Errorf("%d messages take %d bytes, want at most %d", row.messages, used, limit)
 			}
 			oncetest.Want(t, s, oncetest.Again(held), once.Running)

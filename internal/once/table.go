@@ -33,6 +33,14 @@ func (t *table[T]) at(place int) *item[T] {
 	return &t.pieces[place/tablePiece-t.first/tablePiece][place%tablePiece]
 }
 
+// newer returns the item after the one at place, or nil if it is gone or there is none.
+func (t *table[T]) newer(place int) *item[T] {
+	if place+1 == t.next || t.at(place+1).key == (Key{}) {
+		return nil
+	}
+	return t.at(place + 1)
+}
+
 // find returns the place of key.
 func (t *table[T]) find(key Key) (place int, found bool) {
 	slot := t.slot(key)
