@@ -32,7 +32,8 @@ func (s standard) Write(p []byte) (int, error) {
 	const unsolicited = "Unsolicited response received on idle HTTP channel"
 	switch {
 	case strings.HasPrefix(text, unsolicited):
-		s.log.Warn("a service that this program calls sent something without being asked, on a kept connection, which is given up; what it sent is not shown")
+		s.log.Warn("a service that this program calls has sent something without being asked, on a kept connection, " +
+			"which is given up; what it sent is not shown")
 	case strings.HasPrefix(text, "http"):
 		s.log.Warn(text)
 	default:

@@ -40,8 +40,8 @@ func (s *Server) cause(l *line, o *deliver.Outcome, said string) string {
 	case deliver.Panicked:
 		return "handler.go panicked; the line \"panic in the business logic\" of this message has the stack"
 	case deliver.TimedOut:
-		return fmt.Sprintf("handler.go returned an error after its deadline (HANDLER_TIMEOUT, now %s): %s; raise HANDLER_TIMEOUT, and kill_timeout in fly.toml to 15 s more, or do less in one message",
-			s.Timing.Timeout, said)
+		return fmt.Sprintf("handler.go returned an error after its deadline (HANDLER_TIMEOUT, now %s): %s; "+
+			"raise HANDLER_TIMEOUT, and kill_timeout in fly.toml to 15 s more, or do less in one message", s.Timing.Timeout, said)
 	case deliver.Overdue:
 		return said + ": it ignores its context; another line tells when it returns"
 	case deliver.AppAway:

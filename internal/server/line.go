@@ -157,7 +157,8 @@ func (l *lineLimit) flush() {
 		return
 	}
 	if !l.through(func(leftOut int) {
-		l.log.Log(context.Background(), l.level, "refused and repeated deliveries were left out of the log, which shows 10 a second; the metrics count all", "left_out", leftOut)
+		l.log.Log(context.Background(), l.level,
+			"refused and repeated deliveries were left out of the log, which shows 10 a second; the metrics count all", "left_out", leftOut)
 	}) {
 		time.AfterFunc(time.Second, l.flush)
 	}

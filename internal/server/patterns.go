@@ -18,7 +18,8 @@ const (
 // patterns tells the owner what no single delivery shows.
 type patterns struct {
 	log      *slog.Logger
-	accepted atomic.Bool // a message was accepted since the start
+	fetched  map[string]bool // regions whose keys are fetched
+	accepted atomic.Bool     // a message was accepted since the start
 	app      appPattern
 
 	mu       sync.Mutex
@@ -26,8 +27,8 @@ type patterns struct {
 	mistaken int                  // deliveries refused though their claims look like ours, while none was accepted
 }
 
-func newPatterns(log *slog.Logger) *patterns {
-	return &patterns{log: log, app: appPattern{log: log}, rolled: map[string]time.Time{}}
+func newPatterns(log *slog.Logger, fetched map[string]bool) *patterns {
+	return &patterns{log: log, fetched: fetched, app: appPattern{log: log}, rolled: map[string]time.Time{}}
 }
 
 // heard takes note of a delivery that ended in o.
@@ -62,8 +63,13 @@ func (p *patterns) next(region string) {
 		return
 	}
 	p.rolled[region] = time.Now()
-	p.log.Warn("messages verify with the next signing key: the keys were rolled. All is well until they are rolled again; then this program "+
-		"refuses everything, unless it fetches its keys with a token", "do", setKeys(region))
+	if p.fetched[region] {
+		p.log.Warn("messages verify with the next signing key: the keys were rolled, and the new ones are not fetched yet. "+
+			"One more roll before they are, and everything is refused until then", "do", "nothing; if this comes again tomorrow, run receiver doctor")
+		return
+	}
+	p.log.Warn("messages verify with the next signing key: the keys were rolled. All is well until they are rolled again: "+
+		"one more roll, and this program refuses everything", "do", setKeys(region))
 }
 
 // refused says, once, that nothing has been accepted since the start although QStash seems to deliver.
@@ -73,9 +79,13 @@ func (p *patterns) refused() {
 	if p.mistaken++; p.mistaken != manyInARow {
 		return
 	}
-	p.log.Error(fmt.Sprintf("no message has been accepted since the start, and %d were refused that look like QStash's for this service but are signed with other keys: "+
-		"the keys set here are another account's or region's, or were rolled twice", manyInARow),
-		"next", "QStash retries them; those whose retries are over are in its dead letter queue", "do", setKeys(""))
+	cause, do := "the keys set here are another account's or region's, or were rolled twice", setKeys("")
+	if len(p.fetched) > 0 {
+		cause = "the token that the keys are fetched with is another account's or region's"
+		do = "run receiver doctor where the token is set, which says what the token is for"
+	}
+	p.log.Error(fmt.Sprintf("no message has been accepted since the start, and %d were refused that look like QStash's for this service "+
+		"but are signed with other keys: %s", manyInARow, cause), "next", "QStash retries them; those whose retries are over are in its dead letter queue", "do", do)
 }
 
 // setKeys is what helps where a region's keys are out of date.

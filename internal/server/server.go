@@ -28,6 +28,7 @@ type Config struct {
 	Dedupe  deliver.Pointer
 	MaxBody int64 // bytes
 	Log     *slog.Logger
+	Fetched map[string]bool // regions whose keys come from QStash's API: nobody has to set new ones
 	// Heard, if not nil, is told of each delivery as the log is.
 	Heard func(messageID string, attempt int, row *deliver.Row, next deliver.Next)
 }
@@ -44,7 +45,7 @@ type Server struct {
 
 // New returns a Server of c.
 func New(c Config) *Server {
-	s := &Server{Config: c, room: newRoom(c.MaxBody, c.Timing.Wait), metrics: newMetrics(), refusals: &lineLimit{log: c.Log}, patterns: newPatterns(c.Log)}
+	s := &Server{Config: c, room: newRoom(c.MaxBody, c.Timing.Wait), metrics: newMetrics(), refusals: &lineLimit{log: c.Log}, patterns: newPatterns(c.Log, c.Fetched)}
 	s.deliverer = deliver.New(deliver.Config{
 		Run: c.Run, Timing: c.Timing, Store: c.Store, Dedupe: c.Dedupe, Log: c.Log, Observer: s.metrics,
 	})
@@ -71,7 +72,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, &line, err)
 		return
 	}
-	body, release, err := s.room.read(w, r, once.KeyOf(proof.TokenID))
+	body, release, err := s.room.read(w, r, proof.Token)
 	if err != nil {
 		s.refuse(w, r, &line, err)
 		return
