@@ -27,8 +27,8 @@ type line struct {
 	text, coloured bool
 	cut            bool // attributes were left out
 
-	open   int    // JSON: objects that are open, the line's own apart
-	prefix string // text: the groups that are open, each with a dot behind it
+	open   int    // groups that are open; as JSON each is an object in the line's own
+	prefix string // text: their names, each with a dot behind it
 
 	// Text: a delivery's outcome and what matters next stand in columns before everything else, its detail behind.
 	columned bool
@@ -80,8 +80,8 @@ func (l *line) beginText(r slog.Record) {
 // resume goes on behind what h adds to each line.
 func (l *line) resume(h *handler) {
 	l.buf = append(l.buf, h.fixed...)
+	l.open = h.opened
 	if !l.text {
-		l.open = h.opened
 		return
 	}
 	for _, name := range h.groups[:h.opened] {
@@ -93,6 +93,9 @@ func (l *line) resume(h *handler) {
 func (l *line) within(groups []string, members func()) {
 	start, open, prefix := len(l.buf), l.open, l.prefix
 	for _, name := range groups {
+		if l.isFull() {
+			return
+		}
 		l.group(name)
 	}
 	began := len(l.buf)
@@ -103,13 +106,22 @@ func (l *line) within(groups []string, members func()) {
 }
 
 func (l *line) group(name string) {
+	l.open++
 	if l.text {
 		l.prefix += name + "."
 		return
 	}
 	l.name(name)
 	l.buf = append(l.buf, '{')
-	l.open++
+}
+
+// closeTo ends groups until n are open.
+func (l *line) closeTo(n int) {
+	for ; l.open > n; l.open-- {
+		if !l.text {
+			l.buf = append(l.buf, '}')
+		}
+	}
 }
 
 // attr adds a, which may be a group of others.
@@ -138,9 +150,7 @@ func (l *line) nested(name string, members []slog.Attr) {
 			l.attr(member)
 		}
 	})
-	for ; l.open > open; l.open-- {
-		l.buf = append(l.buf, '}')
-	}
+	l.closeTo(open)
 	l.prefix = prefix
 }
 
@@ -285,9 +295,7 @@ func encode(v any) (encoded string, isText bool) {
 
 // end completes the line.
 func (l *line) end() {
-	for ; l.open > 0; l.open-- {
-		l.buf = append(l.buf, '}')
-	}
+	l.closeTo(0)
 	if !l.text {
 		l.buf = append(l.buf, "}\n"...)
 		return

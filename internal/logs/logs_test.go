@@ -142,6 +142,14 @@ func TestEveryLineIsShortAndHarmless(t *testing.T) {
 		"groups in groups":        func(l *slog.Logger) { l.Info("x", deep) },
 		"a long With":             func(l *slog.Logger) { l.With(many...).Info(long, many...) },
 		"a long With, and groups": func(l *slog.Logger) { l.With("a", 1).WithGroup(long).With(many...).WithGroup(long).Info(long, many...) },
+		"many groups": func(l *slog.Logger) {
+			for i := range 200 {
+				if l = l.WithGroup(hostile); i%50 == 20 {
+					l = l.With("a", i)
+				}
+			}
+			l.Info("x", "a", 1)
+		},
 		"a long delivery": func(l *slog.Logger) {
 			l.Info("delivery", append([]any{"outcome", long, "detail", long, "next", long}, many...)...)
 		},
