@@ -1,11 +1,13 @@
 package dev
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
+
+	g "maragu.dev/gomponents"
 )
 
 // view is an open page: of one message, or of the list.
@@ -126,12 +128,12 @@ func (q *QStash) nextRows(first *bool) func(*view) any {
 		*first = false
 		fragments := []fragment{}
 		for _, row := range older {
-			fragments = append(fragments, fragment{ID: row.ID, Live: render("row-live", row)})
+			fragments = append(fragments, fragment{ID: row.ID, Live: rendered(rowNow(row))})
 		}
 		for _, row := range rows {
-			fragments = append(fragments, fragment{ID: row.ID, HTML: render("row", row), Live: render("row-live", row)})
+			fragments = append(fragments, fragment{ID: row.ID, HTML: rendered(listRow(row)), Live: rendered(rowNow(row))})
 		}
-		return map[string]any{"rows": fragments, "counts": render("counts", counts)}
+		return map[string]any{"rows": fragments, "counts": counts.String()}
 	}
 }
 
@@ -147,22 +149,22 @@ func (q *QStash) nextAttempts(m *message, after int64) func(*view) any {
 		attempts := []fragment{}
 		for _, a := range s.Attempts {
 			if a.changed > after {
-				part := fragment{ID: attemptID(a), HTML: render("attempt", a), Live: render("attempt-live", a)}
-				if !a.Ended.IsZero() {
-					part.More = render("attempt-more", a)
-				}
-				attempts = append(attempts, part)
+				attempts = append(attempts, fragment{
+					ID:   attemptID(a),
+					HTML: rendered(attemptItem(a)),
+					Live: rendered(attemptNow(a)),
+					More: rendered(attemptMore(a)),
+				})
 			}
 		}
 		after = now
-		return map[string]any{"attempts": attempts, "state": render("state", s), "due": render("due", s), "waits": s.Waits()}
+		return map[string]any{"attempts": attempts, "state": rendered(stateNow(s)), "due": rendered(dueNow(s)), "waits": s.waits()}
 	}
 }
 
-func render(name string, data any) string {
-	var b bytes.Buffer
-	if err := templates.ExecuteTemplate(&b, name, data); err != nil {
-		return "" // the templates are tested with everything that there is
-	}
+// rendered is the text of part of a page.
+func rendered(node g.Node) string {
+	var b strings.Builder
+	_ = node.Render(&b) // to a Builder, which takes everything
 	return b.String()
 }

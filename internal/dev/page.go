@@ -1,32 +1,19 @@
 package dev
 
 import (
-	"bytes"
 	"embed"
 	"encoding/json"
 	"fmt"
-	"html/template"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
+
+	g "maragu.dev/gomponents"
 )
 
 //go:embed page
 var pageFiles embed.FS
-
-var templates = template.Must(template.New("").Funcs(template.FuncMap{
-	"clock":     func(t time.Time) string { return t.Local().Format("15:04:05.000") },
-	"seconds":   func(t time.Time) string { return t.Local().Format(time.TimeOnly) },
-	"moment":    func(t time.Time) string { return t.Format(time.RFC3339Nano) },
-	"took":      func(a Attempt) string { return short(a.Ended.Sub(a.Started)) },
-	"body":      func(body []byte) string { return excerpt(indented(body), 64<<10) },
-	"answer":    func(body []byte) string { return excerpt(body, 2<<10) },
-	"headers":   headerLines,
-	"attemptID": attemptID,
-	"plural":    plural,
-}).ParseFS(pageFiles, "page/*.html"))
 
 // pageLength is how many messages the page shows at a time.
 const pageLength = 100
@@ -89,41 +76,40 @@ func (m *message) row() row {
 // counts is how many messages are held.
 type counts struct{ All, Letters, Forgotten int }
 
+func (c counts) String() string {
+	text := plural(c.All, "message", "messages")
+	if c.Letters > 0 {
+		text += ", " + plural(c.Letters, "dead letter", "dead letters")
+	}
+	if c.Forgotten > 0 {
+		text += fmt.Sprintf(", %d forgotten to make room", c.Forgotten)
+	}
+	return text
+}
+
 func (q *QStash) counts() counts {
 	return counts{All: len(q.held.order), Letters: len(q.letters), Forgotten: q.held.forgotten}
 }
 
 func (q *QStash) serveList(w http.ResponseWriter, r *http.Request) {
-	page := struct {
-		Base, Destination, Older string
-		Newest                   bool
-		Speed                    float64
-		Faults                   []struct{ Name, Text string }
-		Rows                     []row
-		Counts                   counts
-	}{
-		Base:        "http://" + r.Host,
-		Destination: q.config.Destination,
-		Speed:       q.config.Speed,
-		Faults:      faults,
-	}
+	l := listing{base: "http://" + r.Host, destination: q.config.Destination, speed: q.config.Speed}
 	q.mu.Lock()
 	end := len(q.held.order)
 	before := r.URL.Query().Get("before")
 	if m, ok := q.held.messages[before]; ok {
 		end = slices.Index(q.held.order, m)
 	}
-	page.Newest = end == len(q.held.order)
+	l.newest = end == len(q.held.order)
 	begin := max(0, end-pageLength)
 	for _, m := range slices.Backward(q.held.order[begin:end]) {
-		page.Rows = append(page.Rows, m.row())
+		l.rows = append(l.rows, m.row())
 	}
 	if begin > 0 {
-		page.Older = q.held.order[begin].ID
+		l.older = q.held.order[begin].ID
 	}
-	page.Counts = q.counts()
+	l.counts = q.counts()
 	q.mu.Unlock()
-	writePage(w, "list.html", page)
+	writePage(w, http.StatusOK, listPage(l))
 }
 
 func (q *QStash) withMessage(serve func(http.ResponseWriter, *http.Request, *message)) http.HandlerFunc {
@@ -143,20 +129,13 @@ func (q *QStash) serveMessage(w http.ResponseWriter, r *http.Request, m *message
 	q.mu.Lock()
 	s := m.snapshot()
 	q.mu.Unlock()
-	writePage(w, "message.html", struct {
-		Message
-		Curl string
-	}{s, m.curl("http://" + r.Host)})
+	writePage(w, http.StatusOK, messagePage(s, m.curl("http://"+r.Host)))
 }
 
-func writePage(w http.ResponseWriter, name string, data any) {
-	var b bytes.Buffer
-	if err := templates.ExecuteTemplate(&b, name, data); err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
+func writePage(w http.ResponseWriter, status int, page g.Node) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	_, _ = w.Write(b.Bytes()) // to a caller who may have hung up
+	w.WriteHeader(status)
+	_ = page.Render(w) // to a caller who may have hung up
 }
 
 // serveBody gives the body as it is. It may be anything, so no browser shows it.
@@ -238,84 +217,5 @@ func refuse(w http.ResponseWriter, r *http.Request, err error) {
 		writeError(w, err)
 		return
 	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.WriteHeader(statusOf(err))
-	_ = templates.ExecuteTemplate(w, "refused.html", err.Error()) // to a caller who may have hung up
-}
-
-// StateText is what there is to say besides the state's name.
-func (m Message) StateText() string {
-	switch {
-	case m.State == Waiting && m.Due.IsZero():
-		return "behind others of queue " + m.Queue
-	case m.State == Waiting && len(m.Attempts) == 0:
-		return "for its time"
-	case m.State == Waiting:
-		return "for the next attempt"
-	case m.State == Failed:
-		return "after " + plural(len(m.Attempts), "attempt", "attempts") + ": dead letter " + m.DLQID
-	case m.State == Delivered:
-		return "after " + plural(len(m.Attempts), "attempt", "attempts")
-	}
-	return ""
-}
-
-// Waits says whether there is an attempt that can be made now instead of later.
-func (m Message) Waits() bool { return m.State == Waiting && !m.Due.IsZero() }
-
-// Class is how an attempt looks.
-func (a Attempt) Class() string {
-	switch {
-	case a.Ended.IsZero():
-		return "delivering"
-	case a.Status >= 200 && a.Status <= 299:
-		return "delivered"
-	}
-	return "failed"
-}
-
-func attemptID(a Attempt) string { return fmt.Sprintf("attempt-%d", a.number) }
-
-// indented is a body with its JSON indented, if it is JSON.
-func indented(body []byte) []byte {
-	var b bytes.Buffer
-	if json.Indent(&b, body, "", "  ") != nil {
-		return body
-	}
-	return b.Bytes()
-}
-
-// excerpt is the text of a body, up to about most bytes.
-func excerpt(body []byte, most int) string {
-	if !utf8.Valid(body) || bytes.IndexByte(body, 0) >= 0 {
-		return fmt.Sprintf("(%d bytes that are no text)", len(body))
-	}
-	if len(body) <= most {
-		return string(body)
-	}
-	for !utf8.RuneStart(body[most]) {
-		most--
-	}
-	return fmt.Sprintf("%s\n... (%d bytes in all)", body[:most], len(body))
-}
-
-func headerLines(h http.Header) string {
-	var b strings.Builder
-	_ = h.Write(&b) // to a Builder, which takes everything
-	return strings.TrimSpace(strings.ReplaceAll(b.String(), "\r\n", "\n"))
-}
-
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
-}
-
-// short is a duration that is quickly read.
-func short(d time.Duration) string {
-	if d >= 10*time.Second {
-		return d.Round(time.Second).String()
-	}
-	return d.Round(time.Millisecond).String()
+	writePage(w, statusOf(err), refusedPage(err.Error()))
 }

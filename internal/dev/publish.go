@@ -50,7 +50,10 @@ const (
 	faultLateToken  = "late-token"
 )
 
-var faults = []struct{ Name, Text string }{
+// fault is a choice of the page's form.
+type fault struct{ name, text string }
+
+var faults = []fault{
 	{faultAnswerLost, "the receiver's answer never arrives"},
 	{faultTwice, "it is delivered two times at once"},
 	{faultLateToken, "its token has expired when it arrives"},

@@ -22,7 +22,7 @@ function show(list, fragment, place) {
 const newest = 100; // as many as the server shows
 
 function showRows(list, { rows, counts }) {
-  byID("counts").innerHTML = counts;
+  byID("counts").textContent = counts;
   for (const row of rows) {
     if (!("newest" in list.dataset)) row.html = ""; // a page of older messages gets no new ones
     show(list, row, list.prepend);
