@@ -18,6 +18,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"qstash-receiver/internal/deliver"
+	"qstash-receiver/internal/once"
 	httpserver "qstash-receiver/internal/server" // server is left to you
 	"qstash-receiver/internal/signing"
 )
@@ -79,10 +80,9 @@ func (c *checker) verify(r *http.Request) (deliver.Proof, error) {
 		return proof, err
 	}
 	if claims.id == "" {
-		sum := sha256.Sum256([]byte(token))
-		claims.id = string(sum[:])
+		claims.id = token
 	}
-	proof.Subject, proof.BodyHash, proof.TokenID, proof.Expires = claims.subject, claims.bodyHash, claims.id, claims.expires
+	proof.Subject, proof.BodyHash, proof.Token, proof.Expires = claims.subject, claims.bodyHash, once.KeyOf(claims.id), claims.expires
 	proof.Check = func(body []byte) error { return checkBody(body, claims.bodyHash) }
 	return proof, nil
 }
@@ -124,7 +124,7 @@ func checkSignature(token string, keys []signing.Key) ([]byte, *signing.Key, err
 	}
 	for i := range keys {
 		key := &keys[i]
-		if key.Verify(jwt.SigningMethodHS256, token[:len(header)+1+len(payload)], signature) != nil {
+		if key.HS256().Verify(token[:len(header)+1+len(payload)], signature, nil) != nil {
 			continue
 		}
 		if err := checkHeader(header); err != nil {
@@ -141,10 +141,10 @@ func checkSignature(token string, keys []signing.Key) ([]byte, *signing.Key, err
 		"flyctl secrets set QSTASH_CURRENT_SIGNING_KEY=sig_... QSTASH_NEXT_SIGNING_KEY=sig_...", len(keys))
 }
 
-// verifyDecode refuses the spellings of one text that differ in bits which base64 does not use.
-func verifyDecode(part string) ([]byte, error) {
-	return base64.RawURLEncoding.Strict().DecodeString(part)
-}
+// verifyEncoding refuses the spellings of one text that differ in bits which base64 does not use.
+var verifyEncoding = base64.RawURLEncoding.Strict()
+
+func verifyDecode(part string) ([]byte, error) { return verifyEncoding.DecodeString(part) }
 
 // checkHeader reads the JOSE header of a token whose HMAC holds.
 func checkHeader(encoded string) error {
@@ -277,6 +277,14 @@ func checkSubject(subject string, origins []string, r *http.Request) (*url.URL, 
 	}
 	if len(origins) == 0 {
 		return u, target, nil
+	}
+	if target == r.URL.RequestURI() && !strings.Contains(target, "#") {
+		for _, origin := range origins { // as nearly all are: nothing to parse
+			if len(subject) == len(origin)+len(target) && strings.HasPrefix(subject, origin) && strings.HasSuffix(subject, target) {
+				u.Scheme, u.Host, _ = strings.Cut(origin, "://")
+				return u, target, nil
+			}
+		}
 	}
 	signed, err := url.Parse(subject)
 	if err != nil || signed.User != nil { // its text repeats the URL, login and all

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"qstash-receiver/internal/deliver"
+	"qstash-receiver/internal/once"
 	"qstash-receiver/internal/qstashtest"
 	"qstash-receiver/internal/signing"
 )
@@ -383,7 +384,7 @@ func TestVerify(t *testing.T) {
 				if err != nil {
 					t.Fatal("refused:", err)
 				}
-				if proof.Key == "" || !proof.Expires.After(verifyNow()) || proof.TokenID == "" {
+				if proof.Key == "" || !proof.Expires.After(verifyNow()) || proof.Token == (once.Key{}) {
 					t.Errorf("the proof is %+v", proof)
 				}
 				return
@@ -446,9 +447,9 @@ func TestVerifyProves(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := fmt.Sprintln(p.Key, p.Region, p.URL, p.Target, p.Subject, p.BodyHash, p.TokenID, p.Expires.Sub(verifyNow()))
+		got := fmt.Sprintln(p.Key, p.Region, p.URL, p.Target, p.Subject, p.BodyHash, p.Token, p.Expires.Sub(verifyNow()))
 		want := fmt.Sprintln("next", "EU_CENTRAL_1_", row.url, "/a%2Fb//c?x=1&x=2", "HTTPS://APP.fly.dev:443/a%2Fb//c?x=1&x=2",
-			strings.TrimRight(qstashtest.BodyHash(c.body), "="), "jwt_4wHSHQwTLVMqfbVa1vvCPjPbcXAA", 6*time.Minute)
+			strings.TrimRight(qstashtest.BodyHash(c.body), "="), once.KeyOf("jwt_4wHSHQwTLVMqfbVa1vvCPjPbcXAA"), 6*time.Minute)
 		if got != want {
 			t.Errorf("got  %swant %s", got, want)
 		}
@@ -458,7 +459,7 @@ func TestVerifyProves(t *testing.T) {
 // A jti is text, whatever it is. A token that has none is known by itself.
 func TestVerifyTokenID(t *testing.T) {
 	t.Parallel()
-	seen := map[string]string{}
+	seen := map[once.Key]string{}
 	for _, row := range []struct{ jti, id string }{ // id "": the token's own
 		{`"jwt_1"`, "jwt_1"}, {`"a\u0062"`, "ab"}, {`12`, "12"}, {`1.0`, "1.0"}, {`1e400`, "1e400"}, {`{"a":1}`, `{"a":1}`},
 		{`["x"]`, `["x"]`}, {`true`, "true"}, {`""`, ""}, {`null`, ""}, {"", ""},
@@ -469,17 +470,16 @@ func TestVerifyTokenID(t *testing.T) {
 		}
 		token, r := c.signed()
 		if row.id == "" {
-			sum := sha256.Sum256([]byte(token))
-			row.id = string(sum[:])
+			row.id = token
 		}
 		p, err := c.checker.verify(r)
-		if err != nil || p.TokenID != row.id {
-			t.Errorf("jti %s: the id is %q (%v), not %q", row.jti, p.TokenID, err, row.id)
+		if err != nil || p.Token != once.KeyOf(row.id) {
+			t.Errorf("jti %s: the token is not known by %q (%v)", row.jti, row.id, err)
 		}
-		if other, ok := seen[p.TokenID]; ok {
+		if other, ok := seen[p.Token]; ok {
 			t.Errorf("jti %s: the id is that of %s too", row.jti, other)
 		}
-		seen[p.TokenID] = row.jti
+		seen[p.Token] = row.jti
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"qstash-receiver/internal/once"
 	"qstash-receiver/internal/once/postgres"
 	"qstash-receiver/internal/once/redis"
+	"qstash-receiver/internal/once/sqlite"
 	"qstash-receiver/internal/qstash"
 	"qstash-receiver/internal/qstashtest"
 )
@@ -89,7 +90,7 @@ func (m message) delivery() *Delivery {
 		header.Set("Upstash-Message-Id", m.id)
 	}
 	p := Proof{Key: "current", URL: u, Target: target, Subject: "https://app.example" + target, BodyHash: qstashtest.BodyHash(m.body),
-		TokenID: cmp.Or(m.tokenID, "jwt_"+rand.Text()), Expires: time.Now().Add(5 * time.Minute), Check: func([]byte) error { return nil }}
+		Token: once.KeyOf(cmp.Or(m.tokenID, "jwt_"+rand.Text())), Expires: time.Now().Add(5 * time.Minute), Check: func([]byte) error { return nil }}
 	x, err := p.Open([]byte(m.body), header)
 	if err != nil {
 		panic(err)
@@ -139,6 +140,15 @@ func openRedis(t *testing.T, url string) once.Store {
 	return s
 }
 
+func openSQLite(t *testing.T) once.Store {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), t.TempDir()+"/receiver.db", time.Hour, 10*time.Second, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 func openPostgres(t *testing.T, url string) *postgres.Store {
 	t.Helper()
 	config, err := postgres.Parse(url)
@@ -156,6 +166,7 @@ func TestOnEachStore(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]func(t *testing.T) once.Store{
 		"memory":   func(*testing.T) once.Store { return once.NewMemory(time.Hour) },
+		"sqlite":   func(t *testing.T) once.Store { return openSQLite(t) },
 		"redis":    func(t *testing.T) once.Store { return openRedis(t, qstashtest.RedisURL(t)) },
 		"postgres": func(t *testing.T) once.Store { return openPostgres(t, qstashtest.PostgresURL(t)) },
 	} {
@@ -539,9 +550,7 @@ func TestBusinessLogicThatIgnoresItsContext(t *testing.T) {
 			}
 			finish <- true
 			s.log.Await(t, "returned late", "msg_1")
-			for s.InFlight() > 0 {
-				runtime.Gosched()
-			}
+			await(t, "it does not end", func() bool { return s.InFlight() == 0 })
 			if o := s.send(m); o.Replayed != row.replayed || runs.Load() != row.runs {
 				t.Errorf("then: %+v after %d runs", o, runs.Load())
 			}
@@ -604,9 +613,7 @@ func TestStop(t *testing.T) {
 	running := s.begin(m)
 	<-begun
 	waiting := s.begin(m)
-	for s.InFlight() < 2 {
-		runtime.Gosched()
-	}
+	await(t, "it does not wait", func() bool { return s.InFlight() == 2 })
 	stopped := make(chan error)
 	go func() { stopped <- s.Stop(20 * time.Second) }()
 	for _, o := range []Outcome{<-waiting, s.send(message{id: "msg_2"})} { // the second when Stop has begun

@@ -21,7 +21,7 @@ type Proof struct {
 	Target   string    // its path and query, to the byte
 	Subject  string    // the destination URL as published
 	BodyHash string    // base64url of the body's SHA-256, unpadded
-	TokenID  string    // the token's jti, or what stands for it
+	Token    once.Key  // of the token's jti, or of the token where it has none
 	Expires  time.Time // until then, CLOCK_TOLERANCE included, the token is taken
 
 	// Check returns nil if body is what BodyHash names, else a *Refusal.
@@ -54,7 +54,7 @@ func (x *Delivery) claim(timing Timing, dedupe Pointer) (c once.Claim, byValue b
 	c = once.Claim{
 		Holder:   once.NewHolder(),
 		Lease:    timing.Lease,
-		Token:    once.KeyOf(x.proof.TokenID),
+		Token:    x.proof.Token,
 		TokenTTL: max(time.Until(x.proof.Expires), time.Millisecond),
 	}
 	if value, found := dedupe.value(x.Message.Body); found {
@@ -64,7 +64,7 @@ func (x *Delivery) claim(timing Timing, dedupe Pointer) (c once.Claim, byValue b
 	}
 	id := x.id
 	if id == "" {
-		id = x.proof.TokenID
+		id = string(x.proof.Token[:])
 	}
 	// The id is not signed, the other two are: nobody can spend another message's id.
 	c.Key = once.KeyOf(id, x.proof.Subject, x.proof.BodyHash)

@@ -1,7 +1,6 @@
 package signing
 
 import (
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"slices"
@@ -54,6 +53,3 @@ func published() []string {
 		"sig_5T8FcSsynBjn9mMLBsXhpacRovJf", "sig_7GFR4YaDshFcqsxWRZpRB161jguD",
 	}
 }
-
-// Equal says whether k and other have the same secret.
-func (k Key) Equal(other Key) bool { return subtle.ConstantTimeCompare(k.secret, other.secret) == 1 }

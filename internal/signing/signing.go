@@ -4,8 +4,8 @@ package signing
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/base64"
-	"errors"
 	"time"
 
 	"github.com/golang-jwt/jwt/v4"
@@ -15,12 +15,18 @@ import (
 type Key struct {
 	Name   string // "current" or "next": its place in its pair
 	Region string // of its pair: "" or as in the settings, like "EU_CENTRAL_1_"
-	secret []byte // QStash signs with the UTF-8 bytes of the whole "sig_..." text
+	hs256  *hs256
 }
 
 // NewKey returns the key with the given secret.
-func NewKey(name, region, secret string) Key {
-	return Key{Name: name, Region: region, secret: []byte(secret)}
+func NewKey(name, region, secret string) Key { return Key{name, region, newHS256(secret)} }
+
+// HS256 is the signing method of tokens that k signs. What golang-jwt calls the key is not looked at.
+func (k Key) HS256() jwt.SigningMethod { return k.hs256 }
+
+// Equal says whether k and other have the same secret.
+func (k Key) Equal(other Key) bool {
+	return subtle.ConstantTimeCompare(k.hs256.secretBytes(), other.hs256.secretBytes()) == 1
 }
 
 // String is for logs and errors: everything but the secret.
@@ -29,26 +35,14 @@ func (k Key) String() string { return k.Region + k.Name }
 // GoString is for %#v.
 func (k Key) GoString() string { return "signing.Key(" + k.String() + ")" }
 
-// Verify returns nil if k made signature, which is base64url, over signed with method. An empty key is an error: it
-// would verify what anyone can sign.
-func (k Key) Verify(method *jwt.SigningMethodHMAC, signed, signature string) error {
-	if len(k.secret) == 0 {
-		return errors.New("the signing key is empty")
-	}
-	return method.Verify(signed, signature, k.secret)
-}
-
 // Lifetime is how long a token of QStash's is valid.
 const Lifetime = 5 * time.Minute
 
 // Sign makes a token with the claims of production's (captured in 2026), in its order: subject is the destination
 // URL as published. An empty key is an error.
 func (k Key) Sign(body []byte, subject string, issued time.Time) (string, error) {
-	if len(k.secret) == 0 {
-		return "", errors.New("sign a message: the signing key is empty")
-	}
 	hash := sha256.Sum256(body)
-	return jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{ // encoding/json sorts by name, as production does
+	return jwt.NewWithClaims(k.hs256, jwt.MapClaims{ // encoding/json sorts by name, as production does
 		"aud":  "",
 		"body": base64.URLEncoding.EncodeToString(hash[:]),
 		"exp":  issued.Add(Lifetime).Unix(),
@@ -57,7 +51,7 @@ func (k Key) Sign(body []byte, subject string, issued time.Time) (string, error)
 		"jti":  "jwt_" + NewID(),
 		"nbf":  -62135596800, // the year 1, Go's zero time
 		"sub":  subject,
-	}).SignedString(k.secret)
+	}).SignedString(nil)
 }
 
 // NewID returns 28 characters that nobody guesses, like those in QStash's ids.
