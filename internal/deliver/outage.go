@@ -19,8 +19,9 @@ type outage struct {
 	mu       sync.Mutex
 	since    time.Time
 	failures int
-	last     time.Time   // the last failure
-	over     *time.Timer // running: a call succeeded since
+	last     time.Time // the last failure
+	works    bool      // a call succeeded since
+	watched  bool      // isOver will be called
 }
 
 // quiet is how long nothing may have failed before the outage counts as over.
@@ -37,7 +38,7 @@ func (o *outage) note(operation string, err error) {
 	o.observer.StoreFailed(operation)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.last = time.Now()
+	o.last, o.works = time.Now(), false
 	if o.failures++; o.failures > 1 {
 		return
 	}
@@ -51,17 +52,25 @@ func (o *outage) note(operation string, err error) {
 func (o *outage) succeeded() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.failures > 0 && o.over == nil {
-		o.over = time.AfterFunc(quiet, o.isOver)
+	o.works = true
+	if o.failures > 0 && !o.watched {
+		o.watched = true
+		time.AfterFunc(quiet, o.isOver)
 	}
 }
 
+// isOver says that the outage is over, if it is.
 func (o *outage) isOver() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.over = nil
-	if time.Since(o.last) < quiet {
+	o.watched = false
+	if !o.works {
 		return // the next success looks again
+	}
+	if left := quiet - time.Since(o.last); left > 0 { // there may be no other call
+		o.watched = true
+		time.AfterFunc(left, o.isOver)
+		return
 	}
 	o.log.Info("the store of handled messages works again", "failed_calls", o.failures,
 		"since", o.since.UTC().Format(time.RFC3339), "seconds", int(o.last.Sub(o.since).Seconds()))
