@@ -111,8 +111,12 @@ func serve(ctx context.Context, c settings.Settings, heard command.Heard, stderr
 	if c.Forward != nil {
 		runner = deliver.NewForwarder(c.Forward, c.MaxBody, c.Bearer != "").Run
 	}
+	fetched := map[string]bool{}
+	for _, region := range c.Fetched() {
+		fetched[region.Region] = true
+	}
 	s := httpserver.New(httpserver.Config{
-		Verify: v.verify, Run: runner, Store: store, Timing: deliver.NewTiming(c.HandlerTimeout), Dedupe: c.Dedupe, MaxBody: c.MaxBody, Log: log, Heard: heard,
+		Verify: v.verify, Run: runner, Store: store, Timing: deliver.NewTiming(c.HandlerTimeout), Dedupe: c.Dedupe, MaxBody: c.MaxBody, Log: log, Fetched: fetched, Heard: heard,
 	})
 	c.Announce(log, listeners.Address(), set.Keys())
 	if c.Forward == nil && strings.Contains(checkHandler, "As shipped, this only logs") {
