@@ -80,7 +80,7 @@ func TestCommit(t *testing.T) {
 		{"a success", committing{}, func(ctx context.Context, insert effects) ([]byte, error) { return qstash.Commit(ctx, insert) },
 			200, "committed", Handled, 1, "committed", true, ""},
 		{"a success in a handler of its own context", committing{}, func(ctx context.Context, insert effects) ([]byte, error) {
-			ctx, cancel := context.WithTimeout(ctx, time.Second)
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()
 			return qstash.Commit(ctx, insert)
 		}, 200, "committed", Handled, 1, "committed", true, ""},
@@ -161,7 +161,11 @@ func TestCommit(t *testing.T) {
 					return qstash.Commit(ctx, e.insert)
 				}
 				return row.logic(ctx, e.insert)
-			}), func(c *Config) { c.Store, c.Timing = &store, NewTiming(500*time.Millisecond) })
+			}), func(c *Config) {
+				if c.Store = &store; row.reason == TimedOut {
+					c.Timing = NewTiming(time.Second)
+				}
+			})
 			m := message{id: row.sentence}
 			o := s.send(m)
 			if o.Answer.Status != row.status || !strings.Contains(string(o.Answer.Body), row.body) || o.Reason != row.reason {
@@ -176,6 +180,7 @@ func TestCommit(t *testing.T) {
 			if row.logged != "" {
 				s.log.Await(t, `"level":"ERROR"`, "which stands", row.logged)
 			}
+			s.Timing = NewTiming(20 * time.Second)
 			o = s.send(m)
 			if !strings.Contains(string(o.Answer.Body), row.second) || o.Replayed != row.replayed {
 				t.Errorf("the second delivery got %d %s (replayed: %v)", o.Answer.Status, o.Answer.Body, o.Replayed)

@@ -91,7 +91,7 @@ func (m message) delivery() *Delivery {
 	}
 	p := Proof{Key: "current", URL: u, Target: target, Subject: "https://app.example" + target, BodyHash: qstashtest.BodyHash(m.body),
 		Token: once.KeyOf(cmp.Or(m.tokenID, "jwt_"+rand.Text())), Expires: time.Now().Add(5 * time.Minute), Check: func([]byte) error { return nil }}
-	x, err := p.Open([]byte(m.body), header)
+	x, err := p.Open([]byte(m.body), qstash.NewUnverified(header))
 	if err != nil {
 		panic(err)
 	}

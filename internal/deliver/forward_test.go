@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -118,7 +117,7 @@ func TestForwardedAnswers(t *testing.T) {
 		t.Run(row.sentence, func(t *testing.T) {
 			t.Parallel()
 			base, posts := app(t, func() string { return row.answer })
-			s := forwarding(t, base, NewTiming(5*time.Second))
+			s := forwarding(t, base, NewTiming(20*time.Second))
 			m := message{id: "msg_1", body: "x"}
 			final := row.status <= 299 || row.reason == AppPermanent
 			for i := range 2 {
@@ -182,22 +181,23 @@ func TestForwardedWithoutAnAnswer(t *testing.T) {
 	t.Cleanup(secure.Close)
 	for _, row := range []struct {
 		sentence, base string
+		timeout        time.Duration
 		status         int
 		reason         Reason
 		next           Next
 		detail         string
 	}{
-		{"nobody listens", "http://" + nobody.Addr().String(), 502, AppAway, NotRunRetried, "connection refused"},
-		{"there is no such host", "http://nobody.invalid", 502, AppAway, NotRunRetried, "nobody.invalid"},
-		{"it is not who it says", secure.URL, 502, AppAway, NotRunRetried, "certificate"},
-		{"it speaks no TLS", "https" + strings.TrimPrefix(silent.URL, "http"), 502, AppAway, NotRunRetried, "no connection"},
-		{"it does not answer by the deadline", silent.URL, 504, AppLate, MaybeRetried, "by HANDLER_TIMEOUT"},
-		{"it has succeeded by the deadline", stalling.URL, 202, Handled, Done, ""},
-		{"a login in the URL is not told", "http://user:password@" + nobody.Addr().String(), 502, AppAway, NotRunRetried, "user:xxxxx@"},
+		{"nobody listens", "http://" + nobody.Addr().String(), 20 * time.Second, 502, AppAway, NotRunRetried, "connection refused"},
+		{"there is no such host", "http://nobody.invalid", 20 * time.Second, 502, AppAway, NotRunRetried, "nobody.invalid"},
+		{"it is not who it says", secure.URL, 20 * time.Second, 502, AppAway, NotRunRetried, "certificate"},
+		{"it speaks no TLS", "https" + strings.TrimPrefix(silent.URL, "http"), 20 * time.Second, 502, AppAway, NotRunRetried, "no connection"},
+		{"it does not answer by the deadline", silent.URL, time.Second, 504, AppLate, MaybeRetried, "by HANDLER_TIMEOUT"},
+		{"it has succeeded by the deadline", stalling.URL, time.Second, 202, Handled, Done, ""},
+		{"a login in the URL is not told", "http://user:password@" + nobody.Addr().String(), 20 * time.Second, 502, AppAway, NotRunRetried, "user:xxxxx@"},
 	} {
 		t.Run(row.sentence, func(t *testing.T) {
 			t.Parallel()
-			s := forwarding(t, row.base, NewTiming(300*time.Millisecond))
+			s := forwarding(t, row.base, NewTiming(row.timeout))
 			x := message{}.delivery()
 			o := s.send(message{id: "msg_1", body: "x"})
 			if o.Answer.Status != row.status || o.Reason != row.reason || o.Next(&x.Message.Unverified) != row.next || !strings.Contains(o.Detail, row.detail) {
@@ -235,7 +235,7 @@ func TestForwardedRequest(t *testing.T) {
 		{"", "/a?u=https://y/admin", "/a?u=https://y/admin"},
 		{"/ba%2Fse", "//x", "/ba%2Fse//x"},
 	} {
-		if o := forwarding(t, web.URL+row.base, NewTiming(5*time.Second)).send(message{target: row.target, body: "x"}); o.Answer.Status != 200 {
+		if o := forwarding(t, web.URL+row.base, NewTiming(20*time.Second)).send(message{target: row.target, body: "x"}); o.Answer.Status != 200 {
 			t.Fatalf("%s: got %+v", row.target, o)
 		}
 		if r := <-requests; r.target != row.want {
@@ -275,7 +275,7 @@ func TestForwardReusesConnections(t *testing.T) {
 	}
 	web.Start()
 	t.Cleanup(web.Close)
-	s := forwarding(t, web.URL, NewTiming(5*time.Second))
+	s := forwarding(t, web.URL, NewTiming(20*time.Second))
 	for range 20 {
 		expect(t, s.send(message{body: "x"}), 200, "", false)
 	}
@@ -334,7 +334,7 @@ func impatient(t *testing.T, reset int64) (base string, answered, resets *atomic
 func TestForwardOnAConnectionThatTheAppCloses(t *testing.T) {
 	t.Parallel()
 	base, answered, resets := impatient(t, 1)
-	s := forwarding(t, base, NewTiming(5*time.Second))
+	s := forwarding(t, base, NewTiming(20*time.Second))
 	expect(t, s.send(message{body: "opens a connection"}), 200, "opens a connection", false)
 	large := strings.Repeat("x", 19_000)
 	expect(t, s.send(message{body: large}), 200, large, false)
@@ -348,7 +348,7 @@ func TestForwardDoesNotRepeat(t *testing.T) {
 	t.Parallel()
 	t.Run("on a new connection", func(t *testing.T) {
 		base, answered, resets := impatient(t, -1)
-		s := forwarding(t, base, NewTiming(5*time.Second))
+		s := forwarding(t, base, NewTiming(20*time.Second))
 		if o := s.send(message{body: "x", header: map[string]string{"Idempotency-Key": "1"}}); o.Reason != AppCut {
 			t.Errorf("got %+v", o)
 		}
@@ -365,7 +365,7 @@ func TestForwardDoesNotRepeat(t *testing.T) {
 			}
 		}))
 		t.Cleanup(web.Close)
-		s := forwarding(t, web.URL, NewTiming(5*time.Second))
+		s := forwarding(t, web.URL, NewTiming(20*time.Second))
 		s.send(message{body: "opens a connection"})
 		posts.Store(0)
 		o := s.send(message{body: "x", header: map[string]string{"Idempotency-Key": "break"}})
@@ -387,7 +387,7 @@ func TestForwardDoesNotRepeat(t *testing.T) {
 			}
 		}))
 		t.Cleanup(web.Close)
-		s := forwarding(t, web.URL, NewTiming(5*time.Second))
+		s := forwarding(t, web.URL, NewTiming(20*time.Second))
 		s.send(message{body: "opens a connection"})
 		if o := s.send(message{body: "x"}); o.Reason != AppCut || posts.Load() != 2 {
 			t.Errorf("got %+v after %d posts", o, posts.Load())
@@ -405,7 +405,7 @@ func TestForwardDoesNotRepeat(t *testing.T) {
 		})
 		web.Start()
 		t.Cleanup(web.Close)
-		s := forwarding(t, web.URL, NewTiming(5*time.Second))
+		s := forwarding(t, web.URL, NewTiming(20*time.Second))
 		s.send(message{body: "opens a connection"})
 		if o := s.send(message{body: "x"}); o.Reason != AppCut || posts.Load() != 2 {
 			t.Errorf("got %+v after %d posts", o, posts.Load())
@@ -463,9 +463,7 @@ func TestRepliesShareTheirRoom(t *testing.T) {
 			})
 		})
 	}
-	for whole.Load()+dropped.Load() < 10 {
-		runtime.Gosched()
-	}
+	await(t, "the replies do not come", func() bool { return whole.Load()+dropped.Load() == 10 })
 	if held := f.held.Load(); held > maxHeldReplies || whole.Load() < 1 || dropped.Load() < 5 {
 		t.Errorf("%d bytes are held, %d replies are whole and %d dropped", held, whole.Load(), dropped.Load())
 	}
@@ -480,10 +478,10 @@ func TestRepliesShareTheirRoom(t *testing.T) {
 func TestManyAnswersWithManyHeaders(t *testing.T) {
 	t.Parallel()
 	var headers strings.Builder
-	for i := 0; headers.Len() < 60<<10; i++ {
+	for i := 0; headers.Len() < 20<<10; i++ {
 		fmt.Fprintf(&headers, "%x:\r\n", i)
 	}
-	const n = 300
+	const n = 2 * maxHeaders
 	var arrived sync.WaitGroup
 	arrived.Add(n)
 	web, _ := app(t, func() string { arrived.Done(); arrived.Wait(); return reply(200, headers.String(), "done") })

@@ -73,15 +73,3 @@ func TestRefused(t *testing.T) {
 		}
 	}
 }
-
-// Each reason has a row, and no two have the same words.
-func TestTable(t *testing.T) {
-	t.Parallel()
-	words := map[string]bool{}
-	for _, row := range Table() {
-		if row.Outcome == "" || row.Reason == "" || row.Next == "" || words[row.Reason] {
-			t.Errorf("%+v", row)
-		}
-		words[row.Reason] = true
-	}
-}

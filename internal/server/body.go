@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +31,7 @@ type room struct {
 	mu       sync.Mutex
 	held     int64
 	reading  map[*reading]struct{}
+	line     []*reading       // bodies that wait for room to begin in, the oldest first
 	tokens   map[once.Key]int // bodies being read, by token
 	changed  chan struct{}    // closed when there may be more room; nil: nobody waits
 	draining bool
@@ -136,11 +138,14 @@ func (m *room) wake() {
 // enter waits until fewer than maxReading bodies are read under r's token, and for room for the first n bytes.
 func (r *reading) enter(n int64) error {
 	m := r.room
-	return r.wait(func() string {
+	err := r.wait(func() string {
 		switch {
 		case m.tokens[r.token] >= maxReading:
 			return twoOfOne
-		case !m.fits(r, n):
+		case !m.isNext(r) || !m.fits(r, n):
+			if !slices.Contains(m.line, r) {
+				m.line = append(m.line, r)
+			}
 			return noRoom
 		}
 		m.tokens[r.token]++
@@ -148,6 +153,27 @@ func (r *reading) enter(n int64) error {
 		r.grow(n)
 		return ""
 	})
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if at := slices.Index(m.line, r); at >= 0 {
+		m.line = slices.Delete(m.line, at, at+1)
+		m.wake()
+	}
+	return err
+}
+
+// isNext says that no body that is as small has waited for longer than r: the small do not wait for the large. The
+// caller has m.mu.
+func (m *room) isNext(r *reading) bool {
+	for _, before := range m.line {
+		if before == r {
+			break
+		}
+		if before.left <= r.left {
+			return false
+		}
+	}
+	return true
 }
 
 // take waits for n more bytes of room.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,9 +58,7 @@ func TestStopFinishesWhatRuns(t *testing.T) {
 	running := p.begin(t, s)
 	<-begun
 	waiting := p.begin(t, s)
-	for !strings.Contains(qstashtest.Get(t, p.metrics).Body, "\nqstash_in_flight 2\n") {
-		runtime.Gosched()
-	}
+	await(t, "it does not wait", func() bool { return strings.Contains(qstashtest.Get(t, p.metrics).Body, "\nqstash_in_flight 2\n") })
 	arriving := qstashtest.Dial(t, p.url)
 	arriving.Send(t, qstashtest.Sending{Body: "hello"}.Head(p.url, "", "Content-Length: 5\r\nExpect: 100-continue\r\n"))
 	if got := arriving.Reply(t); got.Status != 100 { // it is read now
