@@ -1,7 +1,6 @@
 package deliver
 
 import (
-	"net/http"
 	"net/url"
 	"strings"
 	"time"
@@ -37,13 +36,13 @@ type Delivery struct {
 	ended   []func() // to call when the delivery is over
 }
 
-// Open returns the delivery of body and header if p proves the body. It keeps both.
-func (p Proof) Open(body []byte, header http.Header) (*Delivery, error) {
+// Open returns the delivery of body and of what its headers say, if p proves the body. It keeps both.
+func (p Proof) Open(body []byte, unverified qstash.Unverified) (*Delivery, error) {
 	if err := p.Check(body); err != nil {
 		return nil, err
 	}
-	m := &qstash.Message{URL: p.URL, Body: body, Unverified: qstash.NewUnverified(header)}
-	return &Delivery{Message: m, proof: p, path: p.URL.Path, id: m.Unverified.ID}, nil
+	m := &qstash.Message{URL: p.URL, Body: body, Unverified: unverified}
+	return &Delivery{Message: m, proof: p, path: p.URL.Path, id: unverified.ID}, nil
 }
 
 // URL is the URL that is proven, without its path and query where scheme and host are not.

@@ -138,6 +138,9 @@ func (a Answer) Short() Answer {
 
 // EncodeHeader writes h as lines, for a store that keeps text.
 func EncodeHeader(h http.Header) string {
+	if values := h["Content-Type"]; len(h) == 1 && len(values) == 1 && !strings.ContainsAny(values[0], "\r\n") { // as nearly all are
+		return "Content-Type: " + strings.TrimSpace(values[0]) + "\r\n"
+	}
 	var b strings.Builder
 	_ = h.Write(&b) // to a Builder, which takes everything
 	return b.String()

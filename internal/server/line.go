@@ -17,34 +17,36 @@ import (
 
 // line is what the log says of a delivery, read before the business logic gets hold of the headers.
 type line struct {
-	began       time.Time
-	path        string
-	size        int64 // of the body, as declared; -1: it was not
-	from, trace string
-	unverified  qstash.Unverified // its Header is not used
-	proof       deliver.Proof
-	signature   string // the key that made it, or "wrong", "absent", "unchecked"
+	began      time.Time
+	path       string
+	size       int64 // of the body, as declared; -1: it was not
+	trace      string
+	remote     [2]string         // where the request came from: the connection's address, and what Fly's proxy says
+	unverified qstash.Unverified // its Header is not used
+	proof      deliver.Proof
+	signature  string // the key that made it, or "wrong", "absent", "unchecked"
 }
 
 func newLine(r *http.Request) line {
 	l := line{
 		began: time.Now(), path: clip(r.URL.Path, maxClipped), size: r.ContentLength,
-		from: clip(sender(r), maxClipped), trace: traceOf(r.Header.Get("Traceparent")),
+		remote: [2]string{r.RemoteAddr, r.Header.Get("Fly-Client-Ip")}, trace: traceOf(r.Header.Get("Traceparent")),
 		unverified: qstash.NewUnverified(r.Header), signature: "unchecked",
 	}
 	l.unverified.Header = nil
 	return l
 }
 
-// sender is where r came from. On Fly the connection is Fly's proxy's, which names the sender.
-func sender(r *http.Request) string {
-	if from := r.Header.Get("Fly-Client-Ip"); from != "" {
-		return from
+// from is who sent the request. On Fly the connection is Fly's proxy's, which names the sender.
+func (l *line) from() string {
+	address, named := l.remote[0], l.remote[1]
+	if named != "" {
+		return clip(named, maxClipped)
 	}
-	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+	if host, _, err := net.SplitHostPort(address); err == nil {
 		return host
 	}
-	return r.RemoteAddr
+	return clip(address, maxClipped)
 }
 
 // traceOf is the trace-id of a traceparent header (W3C Trace Context); "": it is none.
@@ -111,7 +113,7 @@ func (s *Server) write(l *line, o *deliver.Outcome, row *deliver.Row, next deliv
 		slog.String(id, clip(l.unverified.ID, maxClipped)), slog.Int("attempt", l.unverified.Attempt), slog.String("path", l.path),
 		slog.Int("status", o.Answer.Status), slog.Float64("ms", float64(time.Since(l.began).Microseconds())/1000))
 	if row.Outcome == "refused" {
-		attrs = append(attrs, slog.String("from", l.from))
+		attrs = append(attrs, slog.String("from", l.from()))
 	}
 	if l.trace != "" {
 		attrs = append(attrs, slog.String("trace", l.trace))

@@ -3,6 +3,7 @@ package server
 import (
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -53,11 +54,13 @@ func TestSender(t *testing.T) {
 		{"an address without a port, as Lambda has it", "192.0.2.1", "", "192.0.2.1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := &http.Request{RemoteAddr: c.address, Header: http.Header{}}
+			r := httptest.NewRequest(http.MethodPost, "/", nil)
+			r.RemoteAddr = c.address
 			if c.fly != "" {
 				r.Header.Set("Fly-Client-IP", c.fly)
 			}
-			if got := sender(r); got != c.want {
+			l := newLine(r)
+			if got := l.from(); got != c.want {
 				t.Errorf("it is from %q, want %q", got, c.want)
 			}
 		})

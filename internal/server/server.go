@@ -78,7 +78,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer release()
-	delivery, err := proof.Open(body, r.Header)
+	unverified := line.unverified
+	unverified.Header = r.Header
+	delivery, err := proof.Open(body, unverified)
 	if err != nil {
 		s.refuse(w, r, &line, err)
 		return
