@@ -253,17 +253,23 @@ func (b *backlog) work() {
 	}
 }
 
-// round returns the oldest ends that are due at now, a few.
+// round returns the oldest ends that are due at now, a few of each kind: a store that is full takes back messages, but
+// no answers.
 func (b *backlog) round(now time.Time) []*end {
+	const few = 32
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var round []*end
+	var answers, givenBack []*end
 	for _, e := range b.ends {
-		if len(round) < 64 && !now.Before(e.due) {
-			round = append(round, e)
+		switch {
+		case now.Before(e.due):
+		case e.answer != nil && len(answers) < few:
+			answers = append(answers, e)
+		case e.answer == nil && len(givenBack) < few:
+			givenBack = append(givenBack, e)
 		}
 	}
-	return round
+	return append(answers, givenBack...)
 }
 
 // settle takes out what the store has taken and is not to be repeated. It returns true, and ends the waiting, when

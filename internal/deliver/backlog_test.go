@@ -123,6 +123,28 @@ func TestFailedReleasesAreDoneLater(t *testing.T) {
 	s.stops(t, 10*time.Second)
 }
 
+// A store that is full takes no answers, but it takes back messages.
+func TestAnswersDoNotStandInTheWay(t *testing.T) {
+	t.Parallel()
+	store := &faulty{Store: once.NewMemory(time.Hour)}
+	s := start(runner(func(_ context.Context, m *qstash.Message) ([]byte, error) {
+		if m.URL.Path == "/error" {
+			return nil, errors.New("boom")
+		}
+		return nil, nil
+	}), func(c *Config) { c.Store = store })
+	store.fail("complete", "release")
+	for i := range 100 {
+		s.send(message{id: fmt.Sprint("msg_", i)})
+	}
+	failed := message{id: "msg_fails", target: "/error"}
+	s.send(failed)
+	store.fail("complete")
+	await(t, "it is not given back", func() bool { return s.looked(t, store.Store, failed) == once.Free })
+	store.mend()
+	s.stops(t, 20*time.Second)
+}
+
 func TestLostClaimsAreGivenBack(t *testing.T) {
 	t.Parallel()
 	lost := errors.New("no answer")
