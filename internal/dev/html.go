@@ -11,25 +11,37 @@ import (
 	"unicode/utf8"
 
 	g "maragu.dev/gomponents"
-	"maragu.dev/gomponents/components"
 	h "maragu.dev/gomponents/html"
 )
 
 // The pages are no templates: html/template calls methods by name, so that the linker would keep every method in the
 // program, which makes it 9 MB larger.
 
+// el, attr and text are gomponents', which the compiler would copy to each of the 200 places that call them, for
+// another 200 KB.
+
+//go:noinline
+func el(name string, children ...g.Node) g.Node { return g.El(name, children...) }
+
+//go:noinline
+func attr(name string, value ...string) g.Node { return g.Attr(name, value...) }
+
+//go:noinline
+func text(t string) g.Node { return g.Text(t) }
+
 // page is a whole page.
 func page(title string, body ...g.Node) g.Node {
-	return components.HTML5(components.HTML5Props{
-		Title:    title + " · QStash stand-in",
-		Language: "en",
-		Head: []g.Node{
-			h.Link(h.Rel("icon"), h.Href("/icon.svg"), h.Type("image/svg+xml")),
-			h.Link(h.Rel("stylesheet"), h.Href("/page.css")),
-			h.Script(h.Src("/page.js"), h.Defer()),
-		},
-		Body: body,
-	})
+	return h.Doctype(el("html", attr("lang", "en"),
+		el("head",
+			el("meta", attr("charset", "utf-8")),
+			el("meta", attr("name", "viewport"), attr("content", "width=device-width, initial-scale=1")),
+			el("title", text(title+" · QStash stand-in")),
+			el("link", attr("rel", "icon"), attr("href", "/icon.svg"), attr("type", "image/svg+xml")),
+			el("link", attr("rel", "stylesheet"), attr("href", "/page.css")),
+			el("script", attr("src", "/page.js"), attr("defer")),
+		),
+		el("body", body...),
+	))
 }
 
 // listing is what the list of messages shows.
@@ -45,24 +57,24 @@ type listing struct {
 
 func listPage(l listing) g.Node {
 	return page("Messages",
-		h.Header(
-			h.H1(g.Text("QStash stand-in")),
-			h.P(g.Text(l.base), g.If(l.speed != 1, g.Textf(" · speed %v", l.speed))),
+		el("header",
+			el("h1", text("QStash stand-in")),
+			el("p", text(l.base), g.If(l.speed != 1, text(fmt.Sprintf(" · speed %v", l.speed)))),
 		),
-		h.Main(h.Class("list"),
+		el("main", attr("class", "list"),
 			section("publish", "Publish", publishForm(l.destination)),
 			section("messages", "Messages",
-				h.P(h.ID("counts"), h.Class("facts"), g.Text(l.counts.String())),
+				el("p", attr("id", "counts"), attr("class", "facts"), text(l.counts.String())),
 				offline(),
-				h.Div(h.ID("empty"), g.If(len(l.rows) > 0, g.Attr("hidden")),
-					h.P(g.Text("Nothing has been published yet. Use the form, or paste this into a terminal:")),
-					h.Pre(g.Textf("curl -X POST %s/v2/publish/%s \\\n  -H 'Content-Type: application/json' -d '%s'",
-						l.base, l.destination, exampleBody)),
+				el("div", attr("id", "empty"), g.If(len(l.rows) > 0, attr("hidden")),
+					el("p", text("Nothing has been published yet. Use the form, or paste this into a terminal:")),
+					el("pre", text(fmt.Sprintf("curl -X POST %s/v2/publish/%s \\\n  -H 'Content-Type: application/json' -d '%s'",
+						l.base, l.destination, exampleBody))),
 				),
-				h.Ol(h.ID("rows"), h.Class("rows"), h.Data("live", "/messages/live"), g.If(l.newest, g.Attr("data-newest")),
+				el("ol", attr("id", "rows"), attr("class", "rows"), attr("data-live", "/messages/live"), g.If(l.newest, attr("data-newest")),
 					g.Map(l.rows, listRow),
 				),
-				h.Nav(h.Aria("label", "Pages"),
+				el("nav", attr("aria-label", "Pages"),
 					g.If(!l.newest, link("/", "Newest")),
 					g.If(l.older != "", link("/?before="+l.older, "Older")),
 				),
@@ -74,27 +86,27 @@ func listPage(l listing) g.Node {
 const exampleBody = `{"order": 1}`
 
 func publishForm(destination string) g.Node {
-	asTyped := g.Group{h.AutoComplete("off"), g.Attr("spellcheck", "false")}
-	return h.Form(h.Method("post"), h.Action("/messages"),
-		h.Label(h.For("destination"), g.Text("Destination")),
-		h.Input(h.ID("destination"), h.Name("destination"), h.Type("url"), h.Required(), h.Value(destination), asTyped),
-		h.Label(h.For("body"), g.Text("Body")),
-		h.Textarea(h.ID("body"), h.Name("body"), h.Rows("6"), asTyped, g.Text(exampleBody)),
-		h.Label(h.For("fault"), g.Text("Fault in the first attempt")),
-		h.Select(h.ID("fault"), h.Name("fault"),
-			h.Option(h.Value(""), g.Text("none")),
-			g.Map(faults, func(f fault) g.Node { return h.Option(h.Value(f.name), g.Text(f.name+": "+f.text)) }),
+	asTyped := g.Group{attr("autocomplete", "off"), attr("spellcheck", "false")}
+	return el("form", attr("method", "post"), attr("action", "/messages"),
+		el("label", attr("for", "destination"), text("Destination")),
+		el("input", attr("id", "destination"), attr("name", "destination"), attr("type", "url"), attr("required"), attr("value", destination), asTyped),
+		el("label", attr("for", "body"), text("Body")),
+		el("textarea", attr("id", "body"), attr("name", "body"), attr("rows", "6"), asTyped, text(exampleBody)),
+		el("label", attr("for", "fault"), text("Fault in the first attempt")),
+		el("select", attr("id", "fault"), attr("name", "fault"),
+			el("option", attr("value", ""), text("none")),
+			g.Map(faults, func(f fault) g.Node { return el("option", attr("value", f.name), text(f.name+": "+f.text)) }),
 		),
-		h.Button(h.Class("main"), g.Text("Publish")),
+		el("button", attr("class", "main"), text("Publish")),
 		result(),
 	)
 }
 
 func listRow(r row) g.Node {
-	return h.Li(h.ID(r.ID),
+	return el("li", attr("id", r.ID),
 		messageLink(r.ID),
-		h.Span(h.Class("destination"), g.Text(r.Destination)),
-		h.Span(h.Class("live"), rowNow(r)),
+		el("span", attr("class", "destination"), text(r.Destination)),
+		el("span", attr("class", "live"), rowNow(r)),
 	)
 }
 
@@ -111,50 +123,50 @@ func rowNow(r row) g.Node {
 	add(r.Status > 0, strconv.Itoa(r.Status))
 	add(r.Outcome != "", r.Outcome)
 	add(!r.Due.IsZero(), "next at "+r.Due.Local().Format(time.TimeOnly))
-	return g.Group{pill(r.State), h.Span(h.Class("facts"), moment(r.Created), g.Text(also.String()))}
+	return g.Group{pill(r.State), el("span", attr("class", "facts"), moment(r.Created), text(also.String()))}
 }
 
 func messagePage(m Message, curl string) g.Node {
 	path := "/messages/" + m.ID
-	action := func(name, text string, attributes ...g.Node) g.Node {
-		return h.Form(h.Method("post"), h.Action(path+"/"+name), h.Button(g.Group(attributes), g.Text(text)))
+	action := func(name, label string, attributes ...g.Node) g.Node {
+		return el("form", attr("method", "post"), attr("action", path+"/"+name), el("button", g.Group(attributes), text(label)))
 	}
 	return page(m.ID,
-		h.Header(
+		el("header",
 			allMessages(),
-			h.H1(h.Span(h.Class("id"), g.Text(m.ID))),
-			h.P(h.Class("destination"), g.Text(m.Method+" "+m.Destination)),
+			el("h1", el("span", attr("class", "id"), text(m.ID))),
+			el("p", attr("class", "destination"), text(m.Method+" "+m.Destination)),
 		),
-		h.Main(h.Class("message"),
+		el("main", attr("class", "message"),
 			section("state-name", "State",
 				offline(),
-				h.P(
-					h.Span(h.ID("state"), h.Aria("live", "polite"), stateNow(m)),
-					g.Text(" "),
-					h.Span(h.ID("due"), h.Class("facts"), dueNow(m)),
+				el("p",
+					el("span", attr("id", "state"), attr("aria-live", "polite"), stateNow(m)),
+					text(" "),
+					el("span", attr("id", "due"), attr("class", "facts"), dueNow(m)),
 				),
-				h.Div(h.Class("buttons"),
-					action("now", "Deliver the next attempt now", h.ID("now"), g.If(!m.waits(), h.Aria("disabled", "true"))),
+				el("div", attr("class", "buttons"),
+					action("now", "Deliver the next attempt now", attr("id", "now"), g.If(!m.waits(), attr("aria-disabled", "true"))),
 					action("again", "Send again as the same message"),
 					action("new", "Send again as a new message"),
-					h.Button(h.Type("button"), h.ID("copy"), g.Text("Copy as curl")),
+					el("button", attr("type", "button"), attr("id", "copy"), text("Copy as curl")),
 				),
 				result(),
-				h.Details(h.Summary(g.Text("curl command")), h.Pre(h.ID("curl"), g.Text(curl))),
+				el("details", el("summary", text("curl command")), el("pre", attr("id", "curl"), text(curl))),
 			),
 			section("attempts-name", "Attempts",
-				h.Ol(h.ID("attempts"), h.Class("attempts"), h.Data("live", path+"/live"), g.Map(m.Attempts, attemptItem)),
+				el("ol", attr("id", "attempts"), attr("class", "attempts"), attr("data-live", path+"/live"), g.Map(m.Attempts, attemptItem)),
 			),
 			section("message-name", "Message",
-				h.Dl(
+				el("dl",
 					fact("published", moment(m.Created)),
-					fact("retries", g.Textf("at most %d", m.MaxRetries)),
+					fact("retries", text(fmt.Sprint("at most ", m.MaxRetries))),
 					g.If(m.Source != "", fact("callback of", messageLink(m.Source))),
-					g.If(m.Queue != "", fact("queue", g.Text(m.Queue))),
-					g.If(m.Label != "", fact("label", g.Text(m.Label))),
+					g.If(m.Queue != "", fact("queue", text(m.Queue))),
+					g.If(m.Label != "", fact("label", text(m.Label))),
 				),
-				g.If(len(m.Header) > 0, g.Group{h.H3(g.Text("Headers")), headers(m.Header)}),
-				h.H3(g.Text("Body")),
+				g.If(len(m.Header) > 0, g.Group{el("h3", text("Headers")), headers(m.Header)}),
+				el("h3", text("Body")),
 				messageBody(m),
 			),
 		),
@@ -163,31 +175,31 @@ func messagePage(m Message, curl string) g.Node {
 
 func messageBody(m Message) g.Node {
 	if len(m.Body) == 0 {
-		return h.P(h.Class("facts"), g.Text("empty"))
+		return el("p", attr("class", "facts"), text("empty"))
 	}
 	return g.Group{
-		h.Pre(g.Text(excerpt(indented(m.Body), 64<<10))),
-		h.P(h.A(h.Href("/messages/"+m.ID+"/body"), g.Attr("download"), g.Text("All of the body as it is"))),
+		el("pre", text(excerpt(indented(m.Body), 64<<10))),
+		el("p", el("a", attr("href", "/messages/"+m.ID+"/body"), attr("download"), text("All of the body as it is"))),
 	}
 }
 
 // stateNow is the message's state, and what there is to say besides its name.
 func stateNow(m Message) g.Node {
 	attempts := plural(len(m.Attempts), "attempt", "attempts")
-	text := ""
+	more := ""
 	switch {
 	case m.State == Waiting && m.Due.IsZero():
-		text = "behind others of queue " + m.Queue
+		more = "behind others of queue " + m.Queue
 	case m.State == Waiting && len(m.Attempts) == 0:
-		text = "for its time"
+		more = "for its time"
 	case m.State == Waiting:
-		text = "for the next attempt"
+		more = "for the next attempt"
 	case m.State == Failed:
-		text = "after " + attempts + ": dead letter " + m.DLQID
+		more = "after " + attempts + ": dead letter " + m.DLQID
 	case m.State == Delivered:
-		text = "after " + attempts
+		more = "after " + attempts
 	}
-	return g.Group{pill(m.State), g.Text(" " + text)}
+	return g.Group{pill(m.State), text(" " + more)}
 }
 
 // dueNow is when the next attempt is made; the page's script adds how long that is from now.
@@ -196,8 +208,8 @@ func dueNow(m Message) g.Node {
 		return g.Group{}
 	}
 	return g.Group{
-		g.Text("at " + m.Due.Local().Format(time.TimeOnly)),
-		h.Span(h.Class("left"), h.Data("due", strconv.FormatInt(m.Due.UnixMilli(), 10))),
+		text("at " + m.Due.Local().Format(time.TimeOnly)),
+		el("span", attr("class", "left"), attr("data-due", strconv.FormatInt(m.Due.UnixMilli(), 10))),
 	}
 }
 
@@ -212,10 +224,10 @@ func attemptItem(a Attempt) g.Node {
 	if a.Extra != "" {
 		name += ", " + a.Extra
 	}
-	return h.Li(h.ID(attemptID(a)),
-		h.H3(g.Text(name+" "), moment(a.Started)),
-		h.Div(h.Class("live"), attemptNow(a)),
-		h.Div(h.Class("more"), attemptMore(a)),
+	return el("li", attr("id", attemptID(a)),
+		el("h3", text(name+" "), moment(a.Started)),
+		el("div", attr("class", "live"), attemptNow(a)),
+		el("div", attr("class", "more"), attemptMore(a)),
 	)
 }
 
@@ -231,22 +243,22 @@ func attemptNow(a Attempt) g.Node {
 		class = "delivered"
 	}
 	return g.Group{
-		h.Span(h.Class("dot " + class)),
-		h.P(h.Class("answer "+class), attemptAnswer(a)),
-		h.Dl(
+		el("span", attr("class", "dot "+class)),
+		el("p", attr("class", "answer "+class), attemptAnswer(a)),
+		el("dl",
 			g.If(a.Outcome != "", g.Group{
-				fact("receiver", h.B(g.Text(a.Outcome)),
-					g.If(a.Reason != "", g.Group{g.Text(" "), h.Span(h.Class("reason"), g.Text(a.Reason))})),
-				fact("next", g.Text(a.Next)),
+				fact("receiver", el("b", text(a.Outcome)),
+					g.If(a.Reason != "", g.Group{text(" "), el("span", attr("class", "reason"), text(a.Reason))})),
+				fact("next", text(a.Next)),
 			}),
-			g.If(a.Then != "", fact("QStash", g.Text(a.Then))),
+			g.If(a.Then != "", fact("QStash", text(a.Then))),
 		),
 	}
 }
 
 func attemptAnswer(a Attempt) g.Node {
 	if a.Ended.IsZero() {
-		return g.Text("on its way")
+		return text("on its way")
 	}
 	status := "no answer"
 	if a.Status > 0 {
@@ -256,7 +268,7 @@ func attemptAnswer(a Attempt) g.Node {
 	if a.Err != "" {
 		after += ": " + a.Err
 	}
-	return g.Group{h.B(g.Text(status)), g.Text(after)}
+	return g.Group{el("b", text(status)), text(after)}
 }
 
 // attemptMore is what there is to an attempt once it has ended.
@@ -265,57 +277,59 @@ func attemptMore(a Attempt) g.Node {
 		return g.Group{}
 	}
 	return g.Group{
-		g.If(len(a.Body) > 0, h.Pre(g.Text(excerpt(a.Body, 2<<10)))),
-		g.If(len(a.Sent) > 0, h.Details(
-			h.Summary(g.Text("Headers")),
-			h.P(h.Class("facts"), g.Text("sent")), headers(a.Sent),
-			g.If(len(a.Header) > 0, g.Group{h.P(h.Class("facts"), g.Text("answered")), headers(a.Header)}),
+		g.If(len(a.Body) > 0, el("pre", text(excerpt(a.Body, 2<<10)))),
+		g.If(len(a.Sent) > 0, el("details",
+			el("summary", text("Headers")),
+			el("p", attr("class", "facts"), text("sent")), headers(a.Sent),
+			g.If(len(a.Header) > 0, g.Group{el("p", attr("class", "facts"), text("answered")), headers(a.Header)}),
 		)),
 	}
 }
 
 func refusedPage(reason string) g.Node {
 	return page("Refused",
-		h.Header(allMessages(), h.H1(g.Text("Refused"))),
-		h.Main(h.P(h.Class("result wrong"), g.Text(reason))),
+		el("header", allMessages(), el("h1", text("Refused"))),
+		el("main", el("p", attr("class", "result wrong"), text(reason))),
 	)
 }
 
 // section is a section of a page under its name; id is that of the heading.
 func section(id, name string, content ...g.Node) g.Node {
-	return h.Section(h.Aria("labelledby", id), h.H2(h.ID(id), g.Text(name)), g.Group(content))
+	return el("section", attr("aria-labelledby", id), el("h2", attr("id", id), text(name)), g.Group(content))
 }
 
 // fact is an entry of a list of facts.
 func fact(name string, content ...g.Node) g.Node {
-	return g.Group{h.Dt(g.Text(name)), h.Dd(content...)}
+	return g.Group{el("dt", text(name)), el("dd", content...)}
 }
 
-func link(to, text string) g.Node { return h.A(h.Href(to), g.Text(text)) }
+func link(to, label string) g.Node { return el("a", attr("href", to), text(label)) }
 
-func allMessages() g.Node { return h.P(link("/", "All messages")) }
+func allMessages() g.Node { return el("p", link("/", "All messages")) }
 
 func messageLink(id string) g.Node {
-	return h.A(h.Class("id"), h.Href("/messages/"+id), g.Text(id))
+	return el("a", attr("class", "id"), attr("href", "/messages/"+id), text(id))
 }
 
 func moment(t time.Time) g.Node {
-	return h.Time(h.DateTime(t.Format(time.RFC3339Nano)), g.Text(t.Local().Format("15:04:05.000")))
+	return el("time", attr("datetime", t.Format(time.RFC3339Nano)), text(t.Local().Format("15:04:05.000")))
 }
 
-func pill(s State) g.Node { return h.Span(h.Class("pill "+string(s)), g.Text(string(s))) }
+func pill(s State) g.Node { return el("span", attr("class", "pill "+string(s)), text(string(s))) }
 
 func headers(header http.Header) g.Node {
 	var b strings.Builder
 	_ = header.Write(&b) // to a Builder, which takes everything
-	return h.Pre(g.Text(strings.TrimSpace(strings.ReplaceAll(b.String(), "\r\n", "\n"))))
+	return el("pre", text(strings.TrimSpace(strings.ReplaceAll(b.String(), "\r\n", "\n"))))
 }
 
 // result is where the page's script says what came of a form.
-func result() g.Node { return h.P(h.Class("result"), h.Role("status")) }
+func result() g.Node { return el("p", attr("class", "result"), attr("role", "status")) }
 
 // offline is where it says that the stand-in is gone.
-func offline() g.Node { return h.P(h.ID("offline"), h.Class("offline"), h.Role("status")) }
+func offline() g.Node {
+	return el("p", attr("id", "offline"), attr("class", "offline"), attr("role", "status"))
+}
 
 // indented is a body with its JSON indented, if it is JSON.
 func indented(body []byte) []byte {
