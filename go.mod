@@ -11,6 +11,8 @@ require (
 	modernc.org/sqlite v1.60.1
 )
 
+require github.com/pelletier/go-toml/v2 v2.4.3
+
 require (
 	github.com/BurntSushi/toml v1.6.0 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect

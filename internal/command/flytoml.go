@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/BurntSushi/toml"
+	"github.com/pelletier/go-toml/v2/unstable"
 
 	"qstash-receiver/internal/settings"
 )
@@ -57,28 +57,17 @@ func (r *report) flyToml(path string, s settings.Settings) {
 
 // readFlyToml returns how long Fly lets a machine take to stop, and the HANDLER_TIMEOUT that [env] sets; 0: none.
 func readFlyToml(text string) (killTimeout, handlerTimeout time.Duration, err error) {
-	var file struct {
-		KillTimeout any `toml:"kill_timeout"`
-		Env         any `toml:"env"` // flyctl writes some tables as lists of one
-	}
-	if _, err := toml.Decode(text, &file); err != nil {
+	values, err := flySettings(text)
+	if err != nil {
 		return 0, 0, fmt.Errorf("read it: %w", err)
 	}
 	killTimeout = defaultKillTimeout
-	if file.KillTimeout != nil {
-		if killTimeout, err = flyDuration(file.KillTimeout); err != nil {
+	if text, ok := values["kill_timeout"]; ok {
+		if killTimeout, err = flyDuration(text); err != nil {
 			return 0, 0, fmt.Errorf("kill_timeout: %w", err)
 		}
 	}
-	tables, isList := file.Env.([]map[string]any)
-	if table, ok := file.Env.(map[string]any); ok && !isList {
-		tables = []map[string]any{table}
-	}
-	for _, table := range tables {
-		text := strings.TrimSpace(fmt.Sprint(table["HANDLER_TIMEOUT"]))
-		if table["HANDLER_TIMEOUT"] == nil || text == "" {
-			continue
-		}
+	if text := strings.TrimSpace(values["env.HANDLER_TIMEOUT"]); text != "" {
 		if handlerTimeout, err = time.ParseDuration(text); err != nil || handlerTimeout <= 0 {
 			return 0, 0, fmt.Errorf("env: HANDLER_TIMEOUT is %q, not a duration; write it like '45s'", text)
 		}
@@ -86,9 +75,48 @@ func readFlyToml(text string) (killTimeout, handlerTimeout time.Duration, err er
 	return killTimeout, handlerTimeout, nil
 }
 
+// flySettings returns the texts of a fly.toml's values by their names, like env.HANDLER_TIMEOUT. It looks through lists:
+// flyctl writes some tables as lists of one. Only the parser is used: decoding would make the program 200 KB larger.
+func flySettings(text string) (map[string]string, error) {
+	values := map[string]string{}
+	var keep func(name string, value *unstable.Node)
+	keep = func(name string, value *unstable.Node) {
+		switch value.Kind {
+		case unstable.Array, unstable.InlineTable:
+			for inner := value.Children(); inner.Next(); {
+				keep(name, inner.Node())
+			}
+		case unstable.KeyValue:
+			keep(name+flyName(value), value.Value())
+		default:
+			values[strings.TrimPrefix(name, ".")] = string(value.Data)
+		}
+	}
+	var parser unstable.Parser
+	parser.Reset([]byte(text))
+	table := ""
+	for parser.NextExpression() {
+		switch line := parser.Expression(); line.Kind {
+		case unstable.Table, unstable.ArrayTable:
+			table = flyName(line)
+		case unstable.KeyValue:
+			keep(table, line)
+		}
+	}
+	return values, parser.Error()
+}
+
+// flyName is the name of a table or key, a dot before each part.
+func flyName(node *unstable.Node) string {
+	name := ""
+	for part := node.Key(); part.Next(); {
+		name += "." + string(part.Node().Data)
+	}
+	return name
+}
+
 // flyDuration reads a duration as Fly does: a number is seconds.
-func flyDuration(value any) (time.Duration, error) {
-	text := fmt.Sprint(value)
+func flyDuration(text string) (time.Duration, error) {
 	if seconds, err := strconv.ParseFloat(text, 64); err == nil {
 		return time.Duration(seconds * float64(time.Second)), nil
 	}
