@@ -701,7 +701,7 @@ func TestNoMessageIsRunBesideItself(t *testing.T) {
 func TestLambdaIsAnsweredBeforeItsDeadline(t *testing.T) {
 	t.Parallel()
 	s := start(runner(func(ctx context.Context, _ *qstash.Message) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() }), nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	s.Deliver(ctx, message{}.delivery(), func(o Outcome) {
 		if o.Answer.Status != 504 || ctx.Err() != nil {
