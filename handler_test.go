@@ -2,10 +2,14 @@ package main
 
 import (
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"strings"
 	"testing"
 
+	qstashdev "qstash-receiver/internal/dev"
 	"qstash-receiver/internal/qstash"
 	"qstash-receiver/internal/qstashtest"
 )
@@ -44,5 +48,39 @@ func TestHandleFailure(t *testing.T) {
 	line := log.Await(t, "failed for good", "msg_failed")
 	if line["level"] != "ERROR" || line["dlq_id"] != "dlq_1" || line["answer"] != "boom" || line["body"] != "xyz" || line["retries"] != 3.0 {
 		t.Errorf("logged %v", line)
+	}
+}
+
+// The stand-in for QStash delivers to the whole program, and waits for nothing: retries that take QStash minutes are over
+// in milliseconds. As shipped, handle never fails, so the way to it does: where yours can, have it fail instead.
+func TestMessageThatFailsTwice(t *testing.T) {
+	t.Parallel()
+	receiver := qstashtest.Start(t, run, map[string]string{"QSTASH_DEV": "true"})
+	to, err := url.Parse(receiver.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }}
+	way := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upstash-Retried") < "2" {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	defer way.Close()
+
+	q := qstashdev.New(qstashdev.Config{Speed: qstashdev.NoWaiting})
+	defer q.Close()
+	id, err := q.Publish(way.URL+"/orders", nil, []byte(`{"order":1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := q.Await(t.Context(), id)
+	if err != nil || m.State != qstashdev.Delivered || len(m.Attempts) != 3 || m.Attempts[1].Status != 502 || m.Attempts[2].Status != 200 {
+		t.Errorf("%+v, %v; want it delivered in the third attempt", m, err)
+	}
+	if line := receiver.Log.Await(t, `"msg":"message"`, id); line["attempt"] != 2.0 || line["body"] != `{"order":1}` {
+		t.Errorf("handle logged %v", line)
 	}
 }

@@ -14,13 +14,14 @@ import (
 	"syscall"
 	"time"
 
-	"qstash-receiver/internal/command"
-	"qstash-receiver/internal/deliver"
-	"qstash-receiver/internal/keys"
-	"qstash-receiver/internal/logs"
-	httpserver "qstash-receiver/internal/server" // server is left to you
-	"qstash-receiver/internal/settings"
-	"qstash-receiver/internal/signing"
+	// Renamed, because a file's imports share a namespace with the names in handler.go.
+	commandpkg "qstash-receiver/internal/command"
+	deliverpkg "qstash-receiver/internal/deliver"
+	keyspkg "qstash-receiver/internal/keys"
+	logspkg "qstash-receiver/internal/logs"
+	serverpkg "qstash-receiver/internal/server"
+	settingspkg "qstash-receiver/internal/settings"
+	signingpkg "qstash-receiver/internal/signing"
 )
 
 // checkHandler is looked at for the comment that a user's own code replaces.
@@ -29,30 +30,32 @@ import (
 var checkHandler string
 
 func main() {
-	stderr := logs.NewWriter(os.Stderr)
+	stderr := logspkg.NewWriter(os.Stderr)
 	defer stderr.Flush()
 	ctx, stop := context.WithCancel(context.Background())
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	go func() {
-		<-signals
-		stop()
-		for first := time.Now(); ; {
+	if len(os.Args) == 1 || os.Args[1] == "dev" { // other commands end as any program does
+		signals := make(chan os.Signal, 2)
+		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+		go func() {
 			<-signals
-			if time.Since(first) > time.Second { // sooner it is the same one, sent to a group and to the program
-				fmt.Fprintln(stderr, "receiver: ended at once by a second signal")
-				_ = stderr.Flush()
-				os.Exit(1)
+			stop()
+			for first := time.Now(); ; {
+				<-signals
+				if time.Since(first) > time.Second { // sooner it is the same one, sent to a group and to the program
+					fmt.Fprintln(stderr, "receiver: ended at once by a second signal")
+					_ = stderr.Flush()
+					os.Exit(1)
+				}
 			}
-		}
-	}()
+		}()
+	}
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, stderr)
 	if err == nil {
 		return
 	}
 	fmt.Fprintln(stderr, "receiver:", err)
 	_ = stderr.Flush()
-	if errors.As(err, new(command.UsageError)) {
+	if errors.As(err, new(commandpkg.UsageError)) {
 		os.Exit(2)
 	}
 	os.Exit(1)
@@ -60,9 +63,9 @@ func main() {
 
 // run is the whole program. It returns when ctx has ended and all work is done, or with what went wrong.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
-	terminal := logs.IsTerminal(stderr)
+	terminal := logspkg.IsTerminal(stderr)
 	if len(args) == 0 {
-		c, err := settings.Load(getenv, terminal)
+		c, err := settingspkg.Load(getenv, terminal)
 		if err != nil {
 			return err
 		}
@@ -70,35 +73,35 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	}
 	switch args[0] {
 	case "sign":
-		return command.Sign(ctx, args[1:], getenv, stdin, stdout)
+		return commandpkg.Sign(ctx, args[1:], getenv, stdin, stdout)
 	case "doctor":
-		return command.Doctor(ctx, args[1:], getenv, stdout)
+		return commandpkg.Doctor(ctx, args[1:], getenv, stdout)
 	case "dev":
-		return command.Dev(ctx, args[1:], getenv, stdout, terminal, func(ctx context.Context, c settings.Settings, heard command.Heard) error {
+		return commandpkg.Dev(ctx, args[1:], getenv, stdout, terminal, func(ctx context.Context, c settingspkg.Settings, heard commandpkg.Heard) error {
 			return serve(ctx, c, heard, stderr)
 		})
 	case "-h", "-help", "--help", "help":
-		_, err := io.WriteString(stdout, settings.Help())
+		_, err := io.WriteString(stdout, settingspkg.Help())
 		return err
 	}
-	return command.UsageError(fmt.Sprintf("unknown command %q", args[0]))
+	return commandpkg.UsageError(fmt.Sprintf("unknown command %q", args[0]))
 }
 
 // serve takes messages until ctx ends, then finishes those that it began. Heard, if not nil, is told of each delivery.
-func serve(ctx context.Context, c settings.Settings, heard command.Heard, stderr io.Writer) error {
-	log := logs.New(stderr, c.LogLevel, c.LogText)
-	defer logs.CaptureStandard(log)()
-	listeners, err := httpserver.Listen(c.Address(), c.MetricsAddress())
+func serve(ctx context.Context, c settingspkg.Settings, heard commandpkg.Heard, stderr io.Writer) error {
+	log := logspkg.New(stderr, c.LogLevel, c.LogText)
+	defer logspkg.CaptureStandard(log)()
+	listeners, err := serverpkg.Listen(c.Address(), c.MetricsAddress())
 	if err != nil {
 		return err
 	}
 	defer listeners.Close()
-	set := signing.NewSet()
-	fetcher := keys.New(keys.Config{Set: set, Fixed: c.Keys, APIs: c.Fetched(), Log: log})
+	set := signingpkg.NewSet()
+	fetcher := keyspkg.New(keyspkg.Config{Set: set, Fixed: c.Keys, APIs: c.Fetched(), Log: log})
 	if err := fetcher.Start(ctx); err != nil && ctx.Err() == nil {
 		return err
 	}
-	store, err := c.Store.Open(ctx, c.StoreTTL, httpserver.StoreWait, log)
+	store, err := c.Store.Open(ctx, c.StoreTTL, serverpkg.StoreWait, log)
 	if ctx.Err() != nil {
 		return nil // stopped before it began
 	}
@@ -107,16 +110,16 @@ func serve(ctx context.Context, c settings.Settings, heard command.Heard, stderr
 	}
 	go fetcher.Run(ctx)
 	v := checker{keys: set, origins: c.Origins, tolerance: c.Tolerance, bearer: c.Bearer, now: time.Now, wanted: fetcher.Wanted}
-	runner := deliver.Handlers(handle, handleFailure)
+	runner := deliverpkg.Handlers(handle, handleFailure)
 	if c.Forward != nil {
-		runner = deliver.NewForwarder(c.Forward, c.MaxBody, c.Bearer != "").Run
+		runner = deliverpkg.NewForwarder(c.Forward, c.MaxBody, c.Bearer != "").Run
 	}
 	fetched := map[string]bool{}
 	for _, region := range c.Fetched() {
 		fetched[region.Region] = true
 	}
-	s := httpserver.New(httpserver.Config{
-		Verify: v.verify, Run: runner, Store: store, Timing: deliver.NewTiming(c.HandlerTimeout), Dedupe: c.Dedupe, MaxBody: c.MaxBody, Log: log, Fetched: fetched, Heard: heard,
+	s := serverpkg.New(serverpkg.Config{
+		Verify: v.verify, Run: runner, Store: store, Timing: deliverpkg.NewTiming(c.HandlerTimeout), Dedupe: c.Dedupe, MaxBody: c.MaxBody, Log: log, Fetched: fetched, Heard: heard,
 	})
 	c.Announce(log, listeners.Address(), set.Keys())
 	if c.Forward == nil && strings.Contains(checkHandler, "As shipped, this only logs") {

@@ -29,7 +29,7 @@ import (
 	"github.com/moby/patternmatcher/ignorefile"
 
 	"qstash-receiver/internal/qstashtest"
-	"qstash-receiver/internal/settings"
+	settingspkg "qstash-receiver/internal/settings"
 )
 
 func TestProgram(t *testing.T) {
@@ -506,6 +506,14 @@ type (
 	server   struct{}
 	program  struct{}
 	sending  struct{}
+
+	command  struct{}
+	deliver  struct{}
+	keys     []string
+	logs     struct{}
+	once     struct{}
+	settings struct{}
+	signing  struct{}
 )
 
 const (
@@ -679,11 +687,11 @@ func TestDeploy(t *testing.T) {
 }
 
 // checkSettings returns the settings on Fly with env, which must be right.
-func checkSettings(t testing.TB, env map[string]string) settings.Settings {
+func checkSettings(t testing.TB, env map[string]string) settingspkg.Settings {
 	t.Helper()
 	all := qstashtest.Environment(map[string]string{"PORT": "", "FLY_APP_NAME": "app"})
 	maps.Copy(all, env)
-	c, err := settings.Load(qstashtest.Getenv(all), false)
+	c, err := settingspkg.Load(qstashtest.Getenv(all), false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,10 +17,11 @@ import (
 	"github.com/golang-jwt/jwt/v4"
 	"github.com/tidwall/gjson"
 
-	"qstash-receiver/internal/deliver"
-	"qstash-receiver/internal/once"
-	httpserver "qstash-receiver/internal/server" // server is left to you
-	"qstash-receiver/internal/signing"
+	// Renamed, because a file's imports share a namespace with the names in handler.go.
+	deliverpkg "qstash-receiver/internal/deliver"
+	oncepkg "qstash-receiver/internal/once"
+	serverpkg "qstash-receiver/internal/server"
+	signingpkg "qstash-receiver/internal/signing"
 )
 
 // This file says who may send. The order is the argument: a stranger has a header looked at and one HMAC computed for
@@ -28,8 +29,8 @@ import (
 
 // checker proves requests.
 type checker struct {
-	keys      *signing.Set
-	origins   []string // as signing.Origin returns them; none: any subject
+	keys      *signingpkg.Set
+	origins   []string // as signingpkg.Origin returns them; none: any subject
 	tolerance time.Duration
 	bearer    string // "": not asked for
 	now       func() time.Time
@@ -43,7 +44,7 @@ func verify(body []byte, tokenString, signingKey string) error {
 	if signingKey == "" {
 		return errors.New("verify a token: the signing key is empty, anyone can sign with it")
 	}
-	payload, _, err := checkSignature(tokenString, []signing.Key{signing.NewKey("current", "", signingKey)})
+	payload, _, err := checkSignature(tokenString, []signingpkg.Key{signingpkg.NewKey("current", "", signingKey)})
 	if err != nil {
 		return err
 	}
@@ -54,11 +55,11 @@ func verify(body []byte, tokenString, signingKey string) error {
 	return checkBody(body, claims.bodyHash)
 }
 
-// verify returns what r proves but for its body, which Proof.Check stands for. Its error is a *deliver.Refusal.
-func (c *checker) verify(r *http.Request) (deliver.Proof, error) {
+// verify returns what r proves but for its body, which Proof.Check stands for. Its error is a *deliverpkg.Refusal.
+func (c *checker) verify(r *http.Request) (deliverpkg.Proof, error) {
 	token, err := verifyHeader(r)
 	if err != nil {
-		return deliver.Proof{}, err
+		return deliverpkg.Proof{}, err
 	}
 	payload, key, err := checkSignature(token, c.keys.Keys())
 	if err != nil {
@@ -66,9 +67,9 @@ func (c *checker) verify(r *http.Request) (deliver.Proof, error) {
 		if looksOurs && c.wanted != nil {
 			c.wanted()
 		}
-		return deliver.Proof{LooksOurs: looksOurs}, err
+		return deliverpkg.Proof{LooksOurs: looksOurs}, err
 	}
-	proof := deliver.Proof{Key: key.Name, Region: key.Region}
+	proof := deliverpkg.Proof{Key: key.Name, Region: key.Region}
 	claims, err := checkClaims(payload, c.now(), c.tolerance)
 	if err != nil {
 		return proof, err
@@ -82,14 +83,14 @@ func (c *checker) verify(r *http.Request) (deliver.Proof, error) {
 	if claims.id == "" {
 		claims.id = token
 	}
-	proof.Subject, proof.BodyHash, proof.Token, proof.Expires = claims.subject, claims.bodyHash, once.KeyOf(claims.id), claims.expires
+	proof.Subject, proof.BodyHash, proof.Token, proof.Expires = claims.subject, claims.bodyHash, oncepkg.KeyOf(claims.id), claims.expires
 	proof.Check = func(body []byte) error { return checkBody(body, claims.bodyHash) }
 	return proof, nil
 }
 
 // originsOf is what a subject may begin with. On AWS Lambda that is the function URL where RECEIVER_URL is not set.
 func (c *checker) originsOf(r *http.Request) []string {
-	if own := httpserver.FunctionURL(r); own != "" && len(c.origins) == 0 {
+	if own := serverpkg.FunctionURL(r); own != "" && len(c.origins) == 0 {
 		return []string{own}
 	}
 	return c.origins
@@ -99,9 +100,10 @@ func verifyHeader(r *http.Request) (string, error) {
 	h := r.Header["Upstash-Signature"]
 	switch {
 	case len(h) == 0 || len(h) == 1 && h[0] == "":
-		return "", deliver.Refuse(deliver.Missing, "there is no Upstash-Signature header: the request is not from QStash, or a proxy in front of this service drops the header")
+		return "", deliverpkg.Refuse(deliverpkg.Missing, "there is no Upstash-Signature header, which QStash never leaves out: nothing has to be done, unless all messages come so; "+
+			"then a proxy in front of this service drops the header")
 	case len(h) > 1:
-		return "", deliver.Refuse(deliver.Malformed, "there are %d Upstash-Signature headers, QStash sends one", len(h))
+		return "", deliverpkg.Refuse(deliverpkg.Malformed, "there are %d Upstash-Signature headers, QStash sends one", len(h))
 	}
 	return h[0], nil
 }
@@ -109,18 +111,18 @@ func verifyHeader(r *http.Request) (string, error) {
 // checkSignature returns the payload of a compact JWS that one of keys signed with HS256, and that key. Nothing in it
 // is read before the HMAC holds. The keys are tried on the HMAC alone, so that a message of the next key costs what
 // one of the current key does.
-func checkSignature(token string, keys []signing.Key) ([]byte, *signing.Key, error) {
+func checkSignature(token string, keys []signingpkg.Key) ([]byte, *signingpkg.Key, error) {
 	const maxBytes = 8 << 10 // production's tokens have under 700
 	if len(token) > maxBytes {
-		return nil, nil, deliver.Refuse(deliver.Malformed, "the token has %d bytes, at most %d are looked at", len(token), maxBytes)
+		return nil, nil, deliverpkg.Refuse(deliverpkg.Malformed, "the token has %d bytes, at most %d are looked at", len(token), maxBytes)
 	}
 	header, rest, _ := strings.Cut(token, ".")
 	payload, signature, ok := strings.Cut(rest, ".")
 	if !ok || strings.ContainsAny(signature, ".\r\n") { // base64 would pass over line breaks
-		return nil, nil, deliver.Refuse(deliver.Malformed, "the token is not three parts joined by dots")
+		return nil, nil, deliverpkg.Refuse(deliverpkg.Malformed, "the token is not three parts joined by dots")
 	}
 	if _, err := verifyDecode(signature); err != nil {
-		return nil, nil, deliver.Refuse(deliver.Malformed, "the token's signature is not base64url: %v", err)
+		return nil, nil, deliverpkg.Refuse(deliverpkg.Malformed, "the token's signature is not base64url: %v", err)
 	}
 	for i := range keys {
 		key := &keys[i]
@@ -132,13 +134,11 @@ func checkSignature(token string, keys []signing.Key) ([]byte, *signing.Key, err
 		}
 		decoded, err := verifyDecode(payload)
 		if err != nil {
-			return nil, key, deliver.Refuse(deliver.Malformed, "the token's claims are not base64url: %v", err)
+			return nil, key, deliverpkg.Refuse(deliverpkg.Malformed, "the token's claims are not base64url: %v", err)
 		}
 		return decoded, key, nil
 	}
-	return nil, nil, deliver.Refuse(deliver.Signature, "the token is signed with none of the %d signing keys that are set here: it is a stranger's, or these keys are another account's or region's, or were rolled twice. "+
-		"The Upstash console shows the right ones (QStash, Signing Keys); set both together, on Fly with: "+
-		"flyctl secrets set QSTASH_CURRENT_SIGNING_KEY=sig_... QSTASH_NEXT_SIGNING_KEY=sig_...", len(keys))
+	return nil, nil, deliverpkg.Refuse(deliverpkg.Signature, "none of the signing keys here (%d) signed the token", len(keys))
 }
 
 // verifyEncoding refuses the spellings of one text that differ in bits which base64 does not use.
@@ -154,18 +154,18 @@ func checkHeader(encoded string) error {
 	}
 	raw, err := verifyDecode(encoded)
 	if err != nil {
-		return deliver.Refuse(deliver.Malformed, "the token's header is not base64url: %v", err)
+		return deliverpkg.Refuse(deliverpkg.Malformed, "the token's header is not base64url: %v", err)
 	}
 	// A map, because encoding/json would fill a struct's field from "ALG" too.
 	var header map[string]any
 	if err := json.Unmarshal(raw, &header); err != nil {
-		return deliver.Refuse(deliver.Malformed, "the token's header is not a JSON object: %v", err)
+		return deliverpkg.Refuse(deliverpkg.Malformed, "the token's header is not a JSON object: %v", err)
 	}
 	if alg := header["alg"]; alg != jwt.SigningMethodHS256.Alg() {
-		return deliver.Refuse(deliver.Malformed, "the token's alg is %.100q, QStash's is \"HS256\"", fmt.Sprint(alg))
+		return deliverpkg.Refuse(deliverpkg.Malformed, "the token's alg is %.100q, QStash's is \"HS256\"", fmt.Sprint(alg))
 	}
 	if _, ok := header["crit"]; ok {
-		return deliver.Refuse(deliver.Malformed, "the token's header has crit, whose extensions are not known here")
+		return deliverpkg.Refuse(deliverpkg.Malformed, "the token's header has crit, whose extensions are not known here")
 	}
 	return nil
 }
@@ -218,21 +218,22 @@ func checkClaims(payload []byte, now time.Time, tolerance time.Duration) (verify
 	late, early := at-raw.expires.Num-tolerated, raw.notBefore.Num-tolerated-at
 	switch {
 	case !ok:
-		return verifyClaims{}, deliver.Refuse(deliver.Malformed, "the token's claims are not a JSON object")
+		return verifyClaims{}, deliverpkg.Refuse(deliverpkg.Malformed, "the token's claims are not a JSON object")
 	case raw.issuer.Type != gjson.String || raw.issuer.Str != "Upstash":
-		return verifyClaims{}, deliver.Refuse(deliver.Issuer, "the token's iss is %.100q, QStash's is \"Upstash\": somebody else has one of the signing keys, roll them", raw.issuer.String())
+		return verifyClaims{}, deliverpkg.Refuse(deliverpkg.Issuer, "the token's iss is %.100q, QStash's is \"Upstash\": somebody else has one of the signing keys, roll them", raw.issuer.String())
 	case !verifyIsTime(raw.expires):
-		return verifyClaims{}, deliver.Refuse(deliver.Malformed, "the token has no exp, or one that is not a number of seconds")
+		return verifyClaims{}, deliverpkg.Refuse(deliverpkg.Malformed, "the token has no exp, or one that is not a number of seconds")
 	case !verifyIsTime(raw.notBefore):
-		return verifyClaims{}, deliver.Refuse(deliver.Malformed, "the token has no nbf, or one that is not a number of seconds")
+		return verifyClaims{}, deliverpkg.Refuse(deliverpkg.Malformed, "the token has no nbf, or one that is not a number of seconds")
 	case late >= 0:
-		return verifyClaims{}, deliver.Refuse(deliver.Expired, "the token expired %.0f s ago, at %s, and this machine's time is %s: it is an old delivery that comes again, or this machine's clock is ahead (receiver doctor compares it with QStash's; CLOCK_TOLERANCE, now %s, allows for a few seconds)",
-			late, verifyTime(raw.expires.Num), now.UTC().Format(time.RFC3339), tolerance)
+		return verifyClaims{}, deliverpkg.Refuse(deliverpkg.Expired, "the token expired %.0f s ago, at %s; this machine's time is %s. "+
+			"If other messages are taken, somebody sent an old delivery again, and nothing has to be done; if none is, this machine's clock is ahead: %s",
+			late, verifyTime(raw.expires.Num), now.UTC().Format(time.RFC3339), verifyClock(late, tolerance))
 	case early > 0:
-		return verifyClaims{}, deliver.Refuse(deliver.NotYetValid, "the token is valid in %.0f s, from %s, and this machine's time is %s: this machine's clock is behind; set it right, which a restart does where a machine was suspended (receiver doctor compares it with QStash's; CLOCK_TOLERANCE, now %s, allows for a few seconds)",
-			early, verifyTime(raw.notBefore.Num), now.UTC().Format(time.RFC3339), tolerance)
+		return verifyClaims{}, deliverpkg.Refuse(deliverpkg.NotYetValid, "the token is valid in %.0f s, from %s on; this machine's time is %s, so its clock is behind: %s",
+			early, verifyTime(raw.notBefore.Num), now.UTC().Format(time.RFC3339), verifyClock(early, tolerance))
 	case raw.bodyHash.Type != gjson.String:
-		return verifyClaims{}, deliver.Refuse(deliver.Malformed, "the token has no body hash")
+		return verifyClaims{}, deliverpkg.Refuse(deliverpkg.Malformed, "the token has no body hash")
 	}
 	left := min(-late, 365*24*3600) // a token may say it lasts for ever
 	c := verifyClaims{
@@ -248,6 +249,16 @@ func checkClaims(payload []byte, now time.Time, tolerance time.Duration) (verify
 		c.id = raw.id.Raw
 	}
 	return c, nil
+}
+
+// verifyClock is what helps where the clock is off by so many seconds more than are tolerated.
+func verifyClock(off float64, tolerated time.Duration) string {
+	const few = 10 * time.Second
+	fix := "restart the machine (on Fly: flyctl machine restart); go run . doctor -to <the URL of this service> tells whether it is right then"
+	if off > few.Seconds() {
+		return fix
+	}
+	return fmt.Sprintf("%s; or allow for it (on Fly: flyctl secrets set CLOCK_TOLERANCE=%s)", fix, tolerated+few)
 }
 
 // verifyIsTime says whether a claim is a number that a float64 holds: 1e400 is none.
@@ -268,7 +279,7 @@ func verifyTime(seconds float64) string {
 func checkSubject(subject string, origins []string, r *http.Request) (*url.URL, string, error) {
 	target, ok := verifyTarget(r)
 	if !ok {
-		return nil, "", deliver.Refuse(deliver.Subject, "the request is for %.300q, which is not a path", r.RequestURI)
+		return nil, "", deliverpkg.Refuse(deliverpkg.Subject, "the request is for %.300q, which is not a path", r.RequestURI)
 	}
 	// Not r.URL itself: an absolute request target names a host that nobody has verified.
 	u := &url.URL{Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery, ForceQuery: r.URL.ForceQuery}
@@ -288,18 +299,18 @@ func checkSubject(subject string, origins []string, r *http.Request) (*url.URL, 
 	}
 	signed, err := url.Parse(subject)
 	if err != nil || signed.User != nil { // its text repeats the URL, login and all
-		return nil, "", deliver.Refuse(deliver.Subject, "the token's subject is not a URL, or has a login in it; this request is for %.300q", origins[0]+target)
+		return nil, "", deliverpkg.Refuse(deliverpkg.Subject, "the token's subject is not a URL, or has a login in it; this request is for %.300q", origins[0]+target)
 	}
 	if target != r.URL.RequestURI() { // what is verified is what is run and forwarded, to the byte
-		return nil, "", deliver.Refuse(deliver.Subject, "the request's path has bytes that no URL has; it is for %.300q", target)
+		return nil, "", deliverpkg.Refuse(deliverpkg.Subject, "the request's path has bytes that no URL has; it is for %.300q", target)
 	}
-	if origin := signing.Origin(signed); !slices.Contains(origins, origin) {
+	if origin := signingpkg.Origin(signed); !slices.Contains(origins, origin) {
 		all := strings.Join(origins, ",") + "," + origin
-		return nil, "", deliver.Refuse(deliver.Subject, "the token is for %.200q, this request is for %.200q: if the first is a URL of this service, add %.100s to RECEIVER_URL, on Fly with: flyctl secrets set RECEIVER_URL=%.300s",
+		return nil, "", deliverpkg.Refuse(deliverpkg.Subject, "the message was published to %.200q, and by RECEIVER_URL this request is for %.200q: if the first is a URL of this service too, add %.100s to RECEIVER_URL (on Fly: flyctl secrets set RECEIVER_URL=%.300s)",
 			subject, origins[0]+target, origin, all)
 	}
 	if signed.RequestURI() != target {
-		return nil, "", deliver.Refuse(deliver.Subject, "the token is for %.200q, this request is for %.200q: the host is right and path or query differ: a proxy in front changes them, or somebody sends the delivery to another path",
+		return nil, "", deliverpkg.Refuse(deliverpkg.Subject, "the message was published to %.200q, and this request is for %.200q: a proxy in front changes them (path or query, the host is right), or somebody sends the delivery to another path",
 			subject, origins[0]+target)
 	}
 	u.Scheme, u.Host = signed.Scheme, signed.Host
@@ -344,7 +355,7 @@ func (c *checker) looksOurs(token string, origins []string) bool {
 		return true
 	}
 	signed, err := url.Parse(raw.subject.Str)
-	return err == nil && slices.Contains(origins, signing.Origin(signed))
+	return err == nil && slices.Contains(origins, signingpkg.Origin(signed))
 }
 
 // checkBearer wants header, the Authorization headers as they came, to be one that bears want.
@@ -352,14 +363,15 @@ func checkBearer(want string, header []string) error {
 	if want == "" {
 		return nil
 	}
+	const fix = "publish this message anew, and all others, with -H \"Upstash-Forward-Authorization: Bearer $BEARER_TOKEN\""
 	if len(header) != 1 {
-		return deliver.Refuse(deliver.Bearer, "there are %d Authorization headers, BEARER_TOKEN asks for one: publish with -H \"Upstash-Forward-Authorization: Bearer $BEARER_TOKEN\", this message too", len(header))
+		return deliverpkg.Refuse(deliverpkg.Bearer, "the message has %d Authorization headers, and must have one because BEARER_TOKEN is set here: %s", len(header), fix)
 	}
 	scheme, got, _ := strings.Cut(header[0], " ")
 	// Hashed first, so that the time does not tell the length.
 	a, b := sha256.Sum256([]byte(strings.TrimSpace(got))), sha256.Sum256([]byte(want))
 	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(a[:], b[:]) != 1 {
-		return deliver.Refuse(deliver.Bearer, "the Authorization header is not Bearer and the BEARER_TOKEN that is set here: publish with -H \"Upstash-Forward-Authorization: Bearer $BEARER_TOKEN\", this message too")
+		return deliverpkg.Refuse(deliverpkg.Bearer, "the message's Authorization header is not the BEARER_TOKEN that is set here: %s", fix)
 	}
 	return nil
 }
@@ -369,7 +381,8 @@ func checkBody(body []byte, hash string) error {
 	sum := sha256.Sum256(body)
 	got := base64.RawURLEncoding.AppendEncode(nil, sum[:])
 	if subtle.ConstantTimeCompare(got, []byte(hash)) != 1 {
-		return deliver.Refuse(deliver.BodyHash, "the body's SHA-256 is %s, the token was made for %.60q: the body was changed on its way, by a proxy in front of this service that rewrites or decompresses it, or the token is another message's", got, hash)
+		return deliverpkg.Refuse(deliverpkg.BodyHash, "the body is not the one that was signed (its SHA-256 is %q, signed was %.60q). If many messages come so, a proxy in front of this service rewrites or decompresses bodies, and must not; "+
+			"if this is the only one, somebody sent another body under its token, and nothing has to be done", got, hash)
 	}
 	return nil
 }

@@ -19,10 +19,10 @@ import (
 	"testing"
 	"time"
 
-	"qstash-receiver/internal/deliver"
-	"qstash-receiver/internal/once"
+	deliverpkg "qstash-receiver/internal/deliver"
+	oncepkg "qstash-receiver/internal/once"
 	"qstash-receiver/internal/qstashtest"
-	"qstash-receiver/internal/signing"
+	signingpkg "qstash-receiver/internal/signing"
 )
 
 // verifyCase is a request of QStash's and the checker that it comes to. A test spoils one thing of it.
@@ -47,11 +47,11 @@ func verifyAt(d time.Duration) string {
 	return strconv.FormatFloat(float64(verifyNow().Add(d).UnixMilli())/1000, 'f', -1, 64)
 }
 
-func verifyKeys(t testing.TB) *signing.Set {
+func verifyKeys(t testing.TB) *signingpkg.Set {
 	t.Helper()
-	return signing.NewSet(
-		signing.NewKey("current", "", qstashtest.CurrentKey), signing.NewKey("current", "EU_CENTRAL_1_", qstashtest.EUCurrentKey),
-		signing.NewKey("next", "", qstashtest.NextKey), signing.NewKey("next", "EU_CENTRAL_1_", qstashtest.EUNextKey),
+	return signingpkg.NewSet(
+		signingpkg.NewKey("current", "", qstashtest.CurrentKey), signingpkg.NewKey("current", "EU_CENTRAL_1_", qstashtest.EUCurrentKey),
+		signingpkg.NewKey("next", "", qstashtest.NextKey), signingpkg.NewKey("next", "EU_CENTRAL_1_", qstashtest.EUNextKey),
 	)
 }
 
@@ -177,10 +177,10 @@ func TestVerify(t *testing.T) {
 		{"the key without its sig_", key(strings.TrimPrefix(qstashtest.CurrentKey, "sig_")), "signature", "flyctl secrets set"},
 		{"the empty key", key(""), "signature", ""},
 		{"the region's key that is not set", all(key(qstashtest.EUNextKey), func(c *verifyCase) {
-			c.checker.keys = signing.NewSet(signing.NewKey("current", "", qstashtest.CurrentKey))
+			c.checker.keys = signingpkg.NewSet(signingpkg.NewKey("current", "", qstashtest.CurrentKey))
 		}, header("Upstash-Region", "EU-CENTRAL-1")), "signature", ""},
 		{"the empty key, which is among ours", all(key(""), func(c *verifyCase) {
-			c.checker.keys = signing.NewSet(signing.NewKey("current", "", qstashtest.CurrentKey), signing.NewKey("next", "", ""))
+			c.checker.keys = signingpkg.NewSet(signingpkg.NewKey("current", "", qstashtest.CurrentKey), signingpkg.NewKey("next", "", ""))
 		}), "signature", ""},
 		{"another token's claims", part(1, func(s string) string { return s[:8] + "A" + s[9:] }), "signature", ""},
 		{"another token's header", part(0, func(s string) string { return s[:8] + "A" + s[9:] }), "signature", ""},
@@ -384,12 +384,12 @@ func TestVerify(t *testing.T) {
 				if err != nil {
 					t.Fatal("refused:", err)
 				}
-				if proof.Key == "" || !proof.Expires.After(verifyNow()) || proof.Token == (once.Key{}) {
+				if proof.Key == "" || !proof.Expires.After(verifyNow()) || proof.Token == (oncepkg.Key{}) {
 					t.Errorf("the proof is %+v", proof)
 				}
 				return
 			}
-			var refusal *deliver.Refusal
+			var refusal *deliverpkg.Refusal
 			switch {
 			case err == nil:
 				t.Fatalf("taken: %+v", proof)
@@ -449,7 +449,7 @@ func TestVerifyProves(t *testing.T) {
 		}
 		got := fmt.Sprintln(p.Key, p.Region, p.URL, p.Target, p.Subject, p.BodyHash, p.Token, p.Expires.Sub(verifyNow()))
 		want := fmt.Sprintln("next", "EU_CENTRAL_1_", row.url, "/a%2Fb//c?x=1&x=2", "HTTPS://APP.fly.dev:443/a%2Fb//c?x=1&x=2",
-			strings.TrimRight(qstashtest.BodyHash(c.body), "="), once.KeyOf("jwt_4wHSHQwTLVMqfbVa1vvCPjPbcXAA"), 6*time.Minute)
+			strings.TrimRight(qstashtest.BodyHash(c.body), "="), oncepkg.KeyOf("jwt_4wHSHQwTLVMqfbVa1vvCPjPbcXAA"), 6*time.Minute)
 		if got != want {
 			t.Errorf("got  %swant %s", got, want)
 		}
@@ -459,7 +459,7 @@ func TestVerifyProves(t *testing.T) {
 // A jti is text, whatever it is. A token that has none is known by itself.
 func TestVerifyTokenID(t *testing.T) {
 	t.Parallel()
-	seen := map[once.Key]string{}
+	seen := map[oncepkg.Key]string{}
 	for _, row := range []struct{ jti, id string }{ // id "": the token's own
 		{`"jwt_1"`, "jwt_1"}, {`"a\u0062"`, "ab"}, {`12`, "12"}, {`1.0`, "1.0"}, {`1e400`, "1e400"}, {`{"a":1}`, `{"a":1}`},
 		{`["x"]`, `["x"]`}, {`true`, "true"}, {`""`, ""}, {`null`, ""}, {"", ""},
@@ -473,7 +473,7 @@ func TestVerifyTokenID(t *testing.T) {
 			row.id = token
 		}
 		p, err := c.checker.verify(r)
-		if err != nil || p.Token != once.KeyOf(row.id) {
+		if err != nil || p.Token != oncepkg.KeyOf(row.id) {
 			t.Errorf("jti %s: the token is not known by %q (%v)", row.jti, row.id, err)
 		}
 		if other, ok := seen[p.Token]; ok {
@@ -528,13 +528,13 @@ func TestVerifyRFC7515(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, key, err := checkSignature(token, []signing.Key{signing.NewKey("other", "", "x"), signing.NewKey("rfc", "", string(secret))})
+	got, key, err := checkSignature(token, []signingpkg.Key{signingpkg.NewKey("other", "", "x"), signingpkg.NewKey("rfc", "", string(secret))})
 	const payload = "{\"iss\":\"joe\",\r\n \"exp\":1300819380,\r\n \"http://example.com/is_root\":true}"
 	if err != nil || string(got) != payload || key.Name != "rfc" {
 		t.Errorf("the RFC's token: %q, key %v, %v", got, key, err)
 	}
 	secret[0] ^= 1
-	if _, _, err := checkSignature(token, []signing.Key{signing.NewKey("rfc", "", string(secret))}); err == nil {
+	if _, _, err := checkSignature(token, []signingpkg.Key{signingpkg.NewKey("rfc", "", string(secret))}); err == nil {
 		t.Error("a key that differs in one bit verifies the RFC's token")
 	}
 }
@@ -574,7 +574,7 @@ func TestVerifyFoldsAToZAlone(t *testing.T) {
 			want += 'a' - 'A'
 		}
 		host := "x" + string(r) + "x.example"
-		if got := signing.Origin(&url.URL{Scheme: "https", Host: host}); got != "https://x"+string(want)+"x.example" {
+		if got := signingpkg.Origin(&url.URL{Scheme: "https", Host: host}); got != "https://x"+string(want)+"x.example" {
 			t.Errorf("%U: the origin is %q", r, got)
 		}
 	}
@@ -596,7 +596,7 @@ func FuzzToken(f *testing.F) {
 				claims, err = checkClaims(raw, verifyNow(), 0)
 			}
 			if err != nil {
-				if refusal := new(deliver.Refusal); !errors.As(err, &refusal) || refusal.Reason.Row().Status != http.StatusUnauthorized {
+				if refusal := new(deliverpkg.Refusal); !errors.As(err, &refusal) || refusal.Reason.Row().Status != http.StatusUnauthorized {
 					t.Errorf("%q: %T %v", token, err, err)
 				}
 				continue
@@ -639,7 +639,7 @@ func FuzzSubject(f *testing.F) {
 			t.Errorf("the target %q is taken as %q and forwarded as %q (%v)", r.RequestURI, u, again, err)
 		}
 		signed, err := url.Parse(subject)
-		if err != nil || signed.RequestURI() != got || signed.User != nil || !slices.Contains(origins, signing.Origin(signed)) {
+		if err != nil || signed.RequestURI() != got || signed.User != nil || !slices.Contains(origins, signingpkg.Origin(signed)) {
 			t.Errorf("%q is taken for %q", subject, got)
 		}
 	})
@@ -653,7 +653,7 @@ func BenchmarkVerify(b *testing.B) {
 		for _, signer := range [][2]string{{"current", qstashtest.CurrentKey}, {"next", qstashtest.NextKey}, {"forged", "sig_other"}} {
 			b.Run(size.name+"/"+signer[0], func(b *testing.B) {
 				c := verifyValid(b)
-				c.checker.keys = signing.NewSet(signing.NewKey("current", "", qstashtest.CurrentKey), signing.NewKey("next", "", qstashtest.NextKey))
+				c.checker.keys = signingpkg.NewSet(signingpkg.NewKey("current", "", qstashtest.CurrentKey), signingpkg.NewKey("next", "", qstashtest.NextKey))
 				c.key = signer[1]
 				body := []byte(strings.Repeat("x", size.bytes))
 				c.claims["body"] = strconv.Quote(qstashtest.BodyHash(string(body)))

@@ -55,7 +55,6 @@ func TestCallbacks(t *testing.T) {
 		{"wrong types", `{"url":1,"method":{},"status":[],"header":"x","sourceHeader":[1],"body":{},"createdAt":"today","retried":true,"callerIP":[],"notBefore":1e99,` + ids + `}`,
 			`{"MessageID":"msg_1","DLQID":"dlq_1"}`},
 
-
 		{"no ids", `{"status":500}`, "neither a sourceMessageId nor a dlqId"},
 		{"ids of another type", `{"sourceMessageId":1,"dlqId":[]}`, "neither a sourceMessageId nor a dlqId"},
 		{"ids in other letters", `{"SourceMessageID":"msg_1","DLQID":"dlq_1"}`, "neither a sourceMessageId nor a dlqId"},
