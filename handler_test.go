@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	qstashdev "qstash-receiver/internal/dev"
+	qstashdev "qstash-receiver/internal/dev" // dev is left to you
 	"qstash-receiver/internal/qstash"
 	"qstash-receiver/internal/qstashtest"
 )
