@@ -227,7 +227,7 @@ func (r *reading) giveBack() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.held -= r.held
-	if r.whole {
+	if r.whole || m.held+m.limit <= MaxHeldBytes { // what a body that was turned away gives back is not enough
 		m.turned = time.Time{}
 	}
 	m.wake()

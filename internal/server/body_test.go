@@ -190,6 +190,31 @@ func TestRoomIsGivenInOrder(t *testing.T) {
 	}
 }
 
+// Bodies that stall fill the room too. Once they are gone there is no want of it, though none of them was ever whole.
+func TestRoomOfBodiesThatStall(t *testing.T) {
+	t.Parallel()
+	const mega = 1 << 20
+	m := newRoom(10*mega, 0)
+	m.held = MaxHeldBytes - 10*mega
+	stalled := &reading{room: m, left: 10 * mega}
+	if err := stalled.enter(10 * mega); err != nil {
+		t.Fatal(err)
+	}
+	turned := &reading{room: m, left: mega}
+	if err := turned.enter(1); err == nil {
+		t.Fatal("there is room")
+	}
+	turned.giveBack()
+	if _, wedged := m.wedged(-time.Hour); !wedged {
+		t.Error("a body was turned away, and the room is as full as before")
+	}
+	stalled.arrived()
+	stalled.giveBack()
+	if _, wedged := m.wedged(-time.Hour); wedged {
+		t.Error("there is room for the largest message")
+	}
+}
+
 // A body waits for its patience in all, not each time.
 func TestPatience(t *testing.T) {
 	t.Parallel()

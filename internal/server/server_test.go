@@ -364,6 +364,7 @@ func TestHealth(t *testing.T) {
 		t.Errorf("a health check is logged: %s", p.log)
 	}
 	r := &reading{room: p.room}
+	p.room.held = MaxHeldBytes // by others
 	p.room.turnAway()
 	check("a body was turned away", 200)
 	now = now.Add(p.Timing.Lease + time.Second)
