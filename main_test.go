@@ -24,9 +24,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/BurntSushi/toml"
 	"github.com/moby/patternmatcher"
 	"github.com/moby/patternmatcher/ignorefile"
+	"github.com/pelletier/go-toml/v2"
 
 	"qstash-receiver/internal/qstashtest"
 	settingspkg "qstash-receiver/internal/settings"
@@ -199,6 +199,16 @@ func TestProcess(t *testing.T) {
 
 	t.Run("exits", func(t *testing.T) {
 		t.Parallel()
+		foreign := t.TempDir() + "/notes.txt"
+		if err := os.WriteFile(foreign, []byte("milk, bread"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		taken, err := net.Listen("tcp", ":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer taken.Close()
+		_, takenPort, _ := net.SplitHostPort(taken.Addr().String())
 		for _, row := range []struct {
 			sentence string
 			args     []string
@@ -219,6 +229,9 @@ func TestProcess(t *testing.T) {
 				"PORT", "QSTASH_CURRENT_SIGNING_KEY", "EU_CENTRAL_1_QSTASH_CURRENT_SIGNING_KEY", "RECEIVER_URL", "https://app.example", "CLOCK_TOLERANCE", "MAX_BODY_BYTES",
 				"HANDLER_TIMEOUT", "STORE_URL", "STORE_TTL", "DEDUPE_KEY", "FORWARD_URL", "METRICS_PORT", "LOG_LEVEL", "LOG_FORMAT", "QSTASH_DEV",
 			}},
+			{"a wrong setting, and a store that shows to be wrong once it is opened", nil, map[string]string{"LOG_LEVEL": "loud", "STORE_URL": foreign}, 1,
+				[]string{"LOG_LEVEL", "STORE_URL", "no SQLite database"}},
+			{"a port that is taken, and such a store", nil, map[string]string{"PORT": takenPort, "STORE_URL": foreign}, 1, []string{"set PORT", "STORE_URL", "no SQLite database"}},
 			{"the directory of a file is not there", nil, map[string]string{"STORE_URL": t.TempDir() + "/none/receiver.db"}, 1, []string{"none"}},
 		} {
 			cmd := program.Command(row.env, row.args...)
@@ -702,7 +715,7 @@ func checkSettings(t testing.TB, env map[string]string) settingspkg.Settings {
 func checkFly(t *testing.T, text string) {
 	t.Helper()
 	var file map[string]any
-	if _, err := toml.Decode(text, &file); err != nil {
+	if err := toml.Unmarshal([]byte(text), &file); err != nil {
 		t.Fatal(err)
 	}
 	env := map[string]string{}
@@ -747,8 +760,12 @@ func checkTables(v any) []map[string]any {
 	switch v := v.(type) {
 	case map[string]any:
 		return []map[string]any{v}
-	case []map[string]any:
-		return v
+	case []any:
+		var tables []map[string]any
+		for _, item := range v {
+			tables = append(tables, checkTables(item)...)
+		}
+		return tables
 	}
 	return nil
 }
@@ -767,7 +784,7 @@ func checkDuration(v any) time.Duration {
 func checkRewrite(t testing.TB, text string) string {
 	t.Helper()
 	var file map[string]any
-	if _, err := toml.Decode(text, &file); err != nil {
+	if err := toml.Unmarshal([]byte(text), &file); err != nil {
 		t.Fatal(err)
 	}
 	file["app"], file["primary_region"] = "app", "fra"

@@ -50,6 +50,11 @@ func Dev(ctx context.Context, args []string, getenv func(string) string, stdout 
 	if err != nil {
 		return err
 	}
+	if s.Port == 0 { // what is published to is to be said before the receiver listens
+		if s.Port, err = freePort(); err != nil {
+			return err
+		}
+	}
 	destination := fmt.Sprintf("http://localhost:%d/orders", s.Port)
 	stand := dev.New(dev.Config{Speed: *speed, Destination: destination})
 	ctx, stop := context.WithCancel(ctx)
@@ -65,4 +70,13 @@ func Dev(ctx context.Context, args []string, getenv func(string) string, stdout 
 	})
 	stop()
 	return errors.Join(err, <-ended)
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, fmt.Errorf("dev: find a free port: %w", err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
 }
