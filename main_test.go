@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -483,6 +484,62 @@ func checkGo(t testing.TB, args ...string) string {
 		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, &failure)
 	}
 	return strings.TrimSpace(string(out))
+}
+
+// TestDevDelivers publishes to the stand-in, rolls its keys, and publishes again.
+func TestDevDelivers(t *testing.T) {
+	t.Parallel()
+	ctx, stop := context.WithCancel(t.Context())
+	log, out, done := qstashtest.NewLog(), qstashtest.NewLog(), make(chan error, 1)
+	go func() {
+		done <- run(ctx, []string{"dev", "-port", "0", "-speed", "1000"}, qstashtest.Getenv(map[string]string{"PORT": "0", "STORE_URL": "/nowhere/at/all"}), nil, out, log)
+	}()
+	log.Await(t, `"msg":"receiving"`)
+	words := strings.Fields(out.String())
+	api := words[slices.Index(words, "at")+1]
+	publish := words[slices.Index(words, "curl")+1]
+	api = strings.TrimSuffix(api, ",")
+	post := func(url string) string {
+		answer, err := http.Post(url, "application/json", strings.NewReader(`{"order":1}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		if err != nil || answer.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s %s %v", url, answer.Status, text, err)
+		}
+		var said struct{ MessageID string }
+		_ = json.Unmarshal(text, &said)
+		return said.MessageID
+	}
+	log.Await(t, `"outcome":"ok"`, post(publish), `"signature":"current"`)
+	post(api + "/v2/keys/rotate")
+	log.Await(t, `"outcome":"ok"`, post(publish), `"signature":"next"`)
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDevIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		sentence string
+		args     []string
+		env      map[string]string
+		want     string
+	}{
+		{"where the program is deployed", nil, map[string]string{"FLY_APP_NAME": "app", "METRICS_PORT": "0"}, "FLY_APP_NAME is set"},
+		{"with a port that is none", []string{"-port", "70000"}, nil, "not a port"},
+		{"with a speed that is none", []string{"-speed", "0"}, nil, "not a number from 1 on"},
+		{"with a word too many", []string{"now"}, nil, "what is"},
+	} {
+		err := run(t.Context(), append([]string{"dev", "-port", "0"}, row.args...), qstashtest.Getenv(row.env), nil, io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s: got %v, want %s", row.sentence, err, row.want)
+		}
+	}
 }
 
 // TestFork builds what people make of handler.go.
