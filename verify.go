@@ -100,8 +100,8 @@ func verifyHeader(r *http.Request) (string, error) {
 	h := r.Header["Upstash-Signature"]
 	switch {
 	case len(h) == 0 || len(h) == 1 && h[0] == "":
-		return "", deliverpkg.Refuse(deliverpkg.Missing, "there is no Upstash-Signature header, which QStash never leaves out: nothing has to be done, unless all messages come so; "+
-			"then a proxy in front of this service drops the header")
+		return "", deliverpkg.Refuse(deliverpkg.Missing, "there is no Upstash-Signature header, so the request is not from QStash, and nothing has to be done; "+
+			"if all messages come so, a proxy in front of this service drops the header")
 	case len(h) > 1:
 		return "", deliverpkg.Refuse(deliverpkg.Malformed, "there are %d Upstash-Signature headers, QStash sends one", len(h))
 	}
@@ -138,7 +138,7 @@ func checkSignature(token string, keys []signingpkg.Key) ([]byte, *signingpkg.Ke
 		}
 		return decoded, key, nil
 	}
-	return nil, nil, deliverpkg.Refuse(deliverpkg.Signature, "none of the signing keys here (%d) signed the token", len(keys))
+	return nil, nil, deliverpkg.Refuse(deliverpkg.Signature, "none of the %d signing keys that are set here signed the token", len(keys))
 }
 
 // verifyEncoding refuses the spellings of one text that differ in bits which base64 does not use.
@@ -254,7 +254,7 @@ func checkClaims(payload []byte, now time.Time, tolerance time.Duration) (verify
 // verifyClock is what helps where the clock is off by so many seconds more than are tolerated.
 func verifyClock(off float64, tolerated time.Duration) string {
 	const few = 10 * time.Second
-	fix := "restart the machine (on Fly: flyctl machine restart); go run . doctor -to <the URL of this service> tells whether it is right then"
+	fix := "restart the machine (on Fly: flyctl machine restart), then check with: go run . doctor -to <this service's URL>"
 	if off > few.Seconds() {
 		return fix
 	}
@@ -306,7 +306,8 @@ func checkSubject(subject string, origins []string, r *http.Request) (*url.URL, 
 	}
 	if origin := signingpkg.Origin(signed); !slices.Contains(origins, origin) {
 		all := strings.Join(origins, ",") + "," + origin
-		return nil, "", deliverpkg.Refuse(deliverpkg.Subject, "the message was published to %.200q, and by RECEIVER_URL this request is for %.200q: if the first is a URL of this service too, add %.100s to RECEIVER_URL (on Fly: flyctl secrets set RECEIVER_URL=%.300s)",
+		return nil, "", deliverpkg.Refuse(deliverpkg.Subject, "the message was published to %.200q, and not to this service's %.200q: "+
+			"if the first is a URL of this service too, add %.100s to RECEIVER_URL (on Fly: flyctl secrets set RECEIVER_URL=%.300s)",
 			subject, origins[0]+target, origin, all)
 	}
 	if signed.RequestURI() != target {
@@ -381,7 +382,8 @@ func checkBody(body []byte, hash string) error {
 	sum := sha256.Sum256(body)
 	got := base64.RawURLEncoding.AppendEncode(nil, sum[:])
 	if subtle.ConstantTimeCompare(got, []byte(hash)) != 1 {
-		return deliverpkg.Refuse(deliverpkg.BodyHash, "the body is not the one that was signed (its SHA-256 is %q, signed was %.60q). If many messages come so, a proxy in front of this service rewrites or decompresses bodies, and must not; "+
+		return deliverpkg.Refuse(deliverpkg.BodyHash, "the body is not the one that was signed (its SHA-256 is %q, signed was %.60q). "+
+			"If many messages come so, a proxy in front of this service rewrites or decompresses them: have it pass them on as they are; "+
 			"if this is the only one, somebody sent another body under its token, and nothing has to be done", got, hash)
 	}
 	return nil

@@ -174,7 +174,7 @@ func TestVerify(t *testing.T) {
 		{"an Upstash-Region of another region", all(key(qstashtest.EUNextKey), header("Upstash-Region", "US-EAST-1")), "", ""},
 		{"an Upstash-Region of no region", header("Upstash-Region", "nowhere"), "", ""},
 		{"a key that is not ours", key("sig_other"), "signature", "4 signing keys"},
-		{"the key without its sig_", key(strings.TrimPrefix(qstashtest.CurrentKey, "sig_")), "signature", "flyctl secrets set"},
+		{"the key without its sig_", key(strings.TrimPrefix(qstashtest.CurrentKey, "sig_")), "signature", "none of the 4 signing keys"},
 		{"the empty key", key(""), "signature", ""},
 		{"the region's key that is not set", all(key(qstashtest.EUNextKey), func(c *verifyCase) {
 			c.checker.keys = signingpkg.NewSet(signingpkg.NewKey("current", "", qstashtest.CurrentKey))

@@ -20,7 +20,7 @@ import (
 type Runner func(ctx context.Context, x *Delivery) (once.Answer, error)
 
 // errNotFailure is a message to /failure that is no failure callback.
-var errNotFailure = errors.New("no failure callback")
+var errNotFailure = errors.New("not a failure callback")
 
 // Handlers makes one Runner of the user's functions: what is posted to /failure, however that is written, goes to
 // handleFailure.
@@ -33,9 +33,10 @@ func Handlers(handle func(context.Context, *qstash.Message) ([]byte, error), han
 		callback, err := qstash.ParseCallback(x.Message.Body)
 		switch {
 		case err != nil:
-			return once.Answer{}, fmt.Errorf("%w: %w; /failure takes QStash's failure callbacks alone, publish messages to another path", errNotFailure, err)
+			return once.Answer{}, fmt.Errorf("%w: %w; /failure takes those alone, publish messages to another path", errNotFailure, err)
 		case callback.DLQID == "":
-			return once.Answer{}, fmt.Errorf("%w: it has no dlqId, so it is the callback of one attempt (status %d): publish with Upstash-Failure-Callback for /failure, and give Upstash-Callback another path", errNotFailure, callback.Status)
+			return once.Answer{}, fmt.Errorf("%w: it reports one attempt (status %d) and has no dlqId; "+
+				"publish with Upstash-Failure-Callback for /failure, and give Upstash-Callback another path", errNotFailure, callback.Status)
 		}
 		return ok(nil), handleFailure(ctx, callback)
 	}
@@ -102,7 +103,7 @@ func (d *Deliverer) run(x *Delivery, r *run, timing Timing, answer func(Outcome)
 	var first sync.Once
 	overdue := time.AfterFunc(timing.Timeout+timing.Grace, func() {
 		first.Do(func() {
-			o := failed(Overdue, fmt.Sprintf("the business logic has not returned %s after its deadline (HANDLER_TIMEOUT %s)", timing.Grace, timing.Timeout))
+			o := failed(Overdue, fmt.Sprintf("handler.go has not returned %s after its deadline (HANDLER_TIMEOUT, now %s)", timing.Grace, timing.Timeout))
 			o.Detached = true
 			answer(o)
 		})
@@ -115,7 +116,7 @@ func (d *Deliverer) run(x *Delivery, r *run, timing Timing, answer func(Outcome)
 		late := true
 		first.Do(func() { answer(o); late = false })
 		if late {
-			qstash.Log(ctx).Log(ctx, o.Level(&x.Message.Unverified), "business logic returned late", "outcome", o.Reason.Row().Outcome,
+			qstash.Log(ctx).Log(ctx, o.Level(&x.Message.Unverified), "handler.go returned late", "outcome", o.Reason.Row().Outcome,
 				"reason", o.Reason.Row().Reason, "detail", o.Detail)
 		}
 	})
@@ -128,12 +129,12 @@ func (d *Deliverer) call(ctx context.Context, x *Delivery, r *run, ended func(Ou
 	var o Outcome
 	returned := false
 	otherEnd := func(ended string) {
-		qstash.Log(ctx).Error("the business logic ended otherwise than its Commit, which stands", "detail", ended)
+		qstash.Log(ctx).Error("handler.go ended otherwise than its qstash.Commit, which stands: the message is done", "detail", ended)
 	}
 	defer func() {
 		p := recover()
 		if p != nil {
-			qstash.Log(ctx).Error("panic in the business logic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			qstash.Log(ctx).Error("panic in handler.go", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
 		if !returned {
 			o = r.outcome(once.Answer{}, errPanic, false, otherEnd)

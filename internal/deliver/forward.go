@@ -60,7 +60,7 @@ func (f *Forwarder) Run(ctx context.Context, x *Delivery) (once.Answer, error) {
 		return once.Answer{}, err
 	}
 	defer reply.Body.Close()
-	o := outcomeOfReply(reply)
+	o := outcomeOfReply(reply, f.shown(x.proof.Target))
 	reply.Header = nil // its body may be long in coming
 	turn.end()
 	f.read(x, reply.Body, &o.Answer)
@@ -118,7 +118,7 @@ func (f *Forwarder) post(ctx context.Context, x *Delivery, turn *turn) (*http.Re
 	case err == nil:
 		return reply, nil
 	case ctx.Err() != nil:
-		return nil, appFailed(AppLate, http.StatusGatewayTimeout, "no answer from FORWARD_URL (%s) by HANDLER_TIMEOUT", f.to.Redacted())
+		return nil, appFailed(AppLate, http.StatusGatewayTimeout, "no answer from FORWARD_URL (%s) within HANDLER_TIMEOUT", f.to.Redacted())
 	case !sent.Load():
 		return nil, appFailed(AppAway, http.StatusBadGateway, "no connection to FORWARD_URL (%s): %v", f.to.Redacted(), err)
 	}
@@ -132,7 +132,7 @@ func rootOf(err error) error {
 	case errors.As(err, &network):
 		return network
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("it closed the connection")
+		return errors.New("the connection was closed")
 	case strings.Contains(err.Error(), "headers exceeded"):
 		return fmt.Errorf("the headers of its answer are over %d bytes", maxReplyHeader)
 	}
@@ -197,8 +197,14 @@ func (f *Forwarder) header(h http.Header) http.Header {
 	return h
 }
 
-// outcomeOfReply is how the delivery ends, but for the body of its answer.
-func outcomeOfReply(reply *http.Response) Outcome {
+// shown is where target, a path and query, is posted to, as the log shows it: a query may hold a secret.
+func (f *Forwarder) shown(target string) string {
+	path, _, _ := strings.Cut(target, "?")
+	return clip(strings.TrimRight(f.to.Redacted(), "/") + path)
+}
+
+// outcomeOfReply is how the delivery ends, but for the body of its answer. The reply is that of the URL asked.
+func outcomeOfReply(reply *http.Response, asked string) Outcome {
 	o := Outcome{
 		Reason: AppFailed,
 		Answer: once.Answer{Status: reply.StatusCode, Header: keptHeader(reply.Header)},
@@ -209,7 +215,8 @@ func outcomeOfReply(reply *http.Response) Outcome {
 	case o.Answer.Status == 489 && strings.EqualFold(reply.Header.Get(permanentName), "true"):
 		o.Reason, o.Retry = AppPermanent, nil
 	case o.Answer.Status <= 399 && location != "":
-		o.Detail += fmt.Sprintf(", a redirect to %q, which is not followed: set FORWARD_URL so that the app answers itself", clip(location))
+		o.Detail += fmt.Sprintf(", a redirect from %q to %q, which is not followed: if scheme or host differ, set FORWARD_URL to the second's; "+
+			"if the path does, publish to that path", asked, clip(location))
 	}
 	return o
 }

@@ -45,8 +45,9 @@ func (o *outage) note(operation string, err error) {
 	o.since = o.last
 	o.on.Store(true)
 	o.log.Error("the store of handled messages (STORE_URL) fails", "operation", operation, "error", err.Error(),
-		"next", "messages are not run until it is back, QStash retries them; what has run is kept here and recorded then",
-		"do", "see whether it runs, has room, and can be reached from this machine; this program need not be restarted")
+		"next", "what comes while it fails is not run, and QStash retries it; what has run is kept in this process, and recorded once it works",
+		"do", "see whether the store runs, has room, and can be reached from this machine (go run . doctor with the same STORE_URL says more); "+
+			"do not restart this program, it goes on by itself")
 }
 
 func (o *outage) succeeded() {
@@ -72,8 +73,10 @@ func (o *outage) isOver() {
 		time.AfterFunc(left, o.isOver)
 		return
 	}
-	o.log.Info("the store of handled messages works again", "failed_calls", o.failures,
-		"since", o.since.UTC().Format(time.RFC3339), "seconds", int(o.last.Sub(o.since).Seconds()))
+	o.log.Info("the store of handled messages works again, and has for a second", "failed_calls", o.failures,
+		"since", o.since.UTC().Format(time.RFC3339), "seconds", int(o.last.Sub(o.since).Seconds()),
+		"next", "what had run is recorded by itself, and QStash's retries run the rest; "+
+			"what is in its dead letter queue must be retried there (console.upstash.com, QStash, DLQ)")
 	o.failures = 0
 	o.on.Store(false)
 }

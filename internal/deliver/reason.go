@@ -73,7 +73,7 @@ var table = [...]Row{
 	Repeat:       {"duplicate", "finished before", 0, Done, slog.LevelInfo},
 	Checked:      {"checked", "healthz", 200, Done, slog.LevelInfo},
 	Permanent:    {"permanent", "permanent", 489, FailedForGood, slog.LevelWarn},
-	NotFailure:   {"permanent", "no failure callback", 489, FailedForGood, slog.LevelError},
+	NotFailure:   {"permanent", "wrong path", 489, FailedForGood, slog.LevelError},
 	AppPermanent: {"permanent", "app permanent", 489, FailedForGood, slog.LevelWarn},
 	RetryAfter:   {"retry", "retry after", 503, FailedRetried, slog.LevelWarn},
 	Failed:       {"error", "error", 500, FailedRetried, slog.LevelWarn},

@@ -17,7 +17,7 @@ const maxDetail = 1 << 10
 func (s *Server) detail(l *line, o *deliver.Outcome, next deliver.Next) string {
 	said := s.cause(l, o, clip(o.Detail, maxDetail))
 	if after := sequel(l, o, next); after != "" {
-		said += "; " + after
+		said += ". " + after
 	}
 	return said
 }
@@ -26,7 +26,11 @@ func (s *Server) detail(l *line, o *deliver.Outcome, next deliver.Next) string {
 func (s *Server) cause(l *line, o *deliver.Outcome, said string) string {
 	switch o.Reason {
 	case deliver.Repeat:
-		return "this message was finished before: nothing was run, and the first answer was sent again"
+		if o.Answer.Status > 299 {
+			return "this message failed for good before and came again: nothing was run, and the first answer was sent again"
+		}
+		return "this message was finished before and came again, as QStash's messages may: nothing was run, the first answer was sent again, " +
+			"and nothing has to be done"
 	case deliver.Checked:
 		return "keys, URL, clock and the way here are right; nothing was run"
 	case deliver.Permanent:
@@ -38,39 +42,58 @@ func (s *Server) cause(l *line, o *deliver.Outcome, said string) string {
 	case deliver.Failed:
 		return "handler.go returned an error: " + said
 	case deliver.Panicked:
-		return "handler.go panicked; the line \"panic in the business logic\" of this message has the stack"
+		return "handler.go panicked; the line \"panic in handler.go\" of this message has the stack"
 	case deliver.TimedOut:
-		return fmt.Sprintf("handler.go returned an error after its deadline (HANDLER_TIMEOUT, now %s): %s; "+
-			"raise HANDLER_TIMEOUT, and kill_timeout in fly.toml to 15 s more, or do less in one message", s.Timing.Timeout, said)
+		return fmt.Sprintf("handler.go returned an error after its deadline (HANDLER_TIMEOUT, now %s): %s. Do less in one message, or %s",
+			s.Timing.Timeout, said, s.longer())
 	case deliver.Overdue:
-		return said + ": it ignores its context; another line tells when it returns"
+		return said + ": have it return when its context ends. It still runs; another line tells when it returns"
 	case deliver.AppAway:
-		return said + "; " + s.patterns.app.history() + ": see whether it runs, and on the port that FORWARD_URL names"
+		return said + ". The app " + s.patterns.app.history() + ": see whether it runs, and listens on the port in FORWARD_URL"
 	case deliver.AppCut:
-		return said + "; " + s.patterns.app.history() + ": its own log says whether it crashed"
+		return said + ". The app " + s.patterns.app.history() + ": see its log for a crash; if there is none, check the port in FORWARD_URL"
 	case deliver.AppLate:
-		return fmt.Sprintf("%s (now %s); %s: raise HANDLER_TIMEOUT, and kill_timeout in fly.toml to 15 s more, or have it do less in one message",
-			said, s.Timing.Timeout, s.patterns.app.history())
+		return fmt.Sprintf("%s (now %s). The app %s: if it hangs, its log may say why; if it needs longer, have it do less in one message, or %s",
+			said, s.Timing.Timeout, s.patterns.app.history(), s.longer())
 	case deliver.AppFailed:
 		if o.Answer.Status >= http.StatusBadRequest {
-			return said + ": its own log says why"
+			return said + ": the app's own log says why"
 		}
+	case deliver.InFlight:
+		return fmt.Sprintf("%s. That run has HANDLER_TIMEOUT (%s) in all: if it succeeds, nothing has to be done", said, s.Timing.Timeout)
 	case deliver.StoreAway:
-		return said + ", so nothing was run; the line that begins the outage has its error"
+		return said + ", so nothing was run; the line \"the store of handled messages (STORE_URL) fails\" says why"
+	case deliver.Stopping:
+		return said + " (a deploy, a restart or an idle machine), so nothing was run"
 	case deliver.TooLarge:
 		return said + s.enough(l.size)
 	case deliver.Malformed:
 		if l.stranger() {
-			return said + ": it is not from QStash"
+			return said + ": it is not from QStash, and nothing has to be done"
 		}
 	case deliver.Replayed:
-		return said + "; nothing has to be done, but if it happens again somebody reads this service's deliveries on their way"
+		return "somebody captured a delivery and sent it again under this message's id: nothing was run, and nothing has to be done, for QStash delivers a " +
+			"real message of this id itself. If this comes often, publish to https URLs alone, and let no proxy or app log the Upstash-Signature header"
 	case deliver.Signature:
-		if l.proof.LooksOurs {
-			return said + "; what it says fits this service, so it may be QStash's after all: then QStash does retry it, and it runs once the keys are right"
+		if !l.proof.LooksOurs {
+			return said + ", nor do its claims fit this service: it is most likely a stranger's. If you miss messages, compare keys and RECEIVER_URL: go run . doctor"
 		}
+		_, do := s.patterns.wrongKeys()
+		return said + ". If it is a stranger's, nothing has to be done; " +
+			"if it is QStash's, it is retried, and runs once the keys here are right: " + do
 	}
 	return said
+}
+
+// longer is how to allow a message more time, as much as Fly gives a stop.
+func (s *Server) longer() string {
+	const least, most = 30 * time.Second, 285 * time.Second
+	if s.Timing.Timeout >= most {
+		return "raise HANDLER_TIMEOUT (not on Fly, which gives a stop 300 s at most)"
+	}
+	raised := min(max(2*s.Timing.Timeout, least), most).Truncate(time.Second)
+	return fmt.Sprintf("raise HANDLER_TIMEOUT to %s (on Fly: in fly.toml, HANDLER_TIMEOUT = '%s' under [env] and kill_timeout = '%s', "+
+		"then flyctl deploy)", raised, raised, deliver.NewTiming(raised).Stop)
 }
 
 // enough is the MAX_BODY_BYTES that takes a body of so many bytes; -1: of more than are taken now.
@@ -90,30 +113,39 @@ func (s *Server) enough(size int64) string {
 
 // sequel is what becomes of a message that did not succeed. It goes by headers, which QStash does not sign.
 func sequel(l *line, o *deliver.Outcome, next deliver.Next) string {
-	const inQueue = "it is in QStash's dead letter queue now: mend the cause, then retry it there (console.upstash.com, QStash, DLQ)"
+	const (
+		console = " (console.upstash.com, QStash, DLQ)"
+		inQueue = "in the dead letter queue: mend the cause and retry it there, or delete it" + console
+	)
 	u := &l.unverified
 	tries := u.Attempt + 1
 	switch {
 	case l.stranger(), o.Replayed, next == deliver.Done, o.Reason.Row().Next == deliver.NeverRetried:
 		return ""
 	case o.Reason == deliver.NotFailure:
-		return "it is in QStash's dead letter queue now, where a callback may be deleted"
+		return "This callback is in the dead letter queue: delete it there" + console
 	case u.LastAttempt && tries > 1:
-		return fmt.Sprintf("this was the last of %d tries, so %s", tries, inQueue)
+		return fmt.Sprintf("This was the last of %d tries, and the message is %s", tries, inQueue)
 	case u.LastAttempt, next == deliver.FailedForGood:
-		return inQueue
+		return "The message is " + inQueue
 	case u.MaxRetries < 0 && u.Attempt >= defaultRetries:
-		return fmt.Sprintf("this was try %d: unless the message was published with more retries than the usual %d, %s", tries, defaultRetries, inQueue)
+		return fmt.Sprintf("This was try %d: unless the message was published with more than the usual %d retries, it is %s", tries, defaultRetries, inQueue)
 	}
 	again := "QStash tries again " + waitOf(o.Retry, u.Attempt)
 	switch o.Reason {
 	case deliver.Bearer, deliver.Method:
-		return "QStash's retries of it are refused as well, and then it is in the dead letter queue"
+		return "QStash's retries of this one are refused as well; then it is in the dead letter queue: delete it there" + console
 	case deliver.Expired, deliver.NotYetValid, deliver.BodyHash: // somebody else may be the cause
-		again = "if it was QStash that sent it, " + again
+		again = "If it was QStash that sent it, " + again
+	}
+	switch {
+	case tries == u.MaxRetries:
+		again += ", for the last time"
+	case u.MaxRetries < 0 && tries == defaultRetries:
+		again += "; that is the last try, if it was published with the usual 3 retries"
 	}
 	if tries > 1 && o.Reason != deliver.InFlight {
-		return fmt.Sprintf("it has been tried %d times now, without success; %s", tries, again)
+		return fmt.Sprintf("This was try %d. %s", tries, again)
 	}
 	return again
 }

@@ -239,13 +239,18 @@ func TestIncidents(t *testing.T) {
 func shown(log string) string {
 	varies := []struct{ pattern, instead string }{
 		{`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`, "2026-11-22T09:13:11Z"},
+		{`("since":"|expired \d+ s ago, at )[^Z]+`, "${1}2026-11-22T09:03:11"},
+		{`(valid in \d+ s, from )[^Z]+`, "${1}2026-11-22T09:23:11"},
 		{`"ms":[0-9.]+`, `"ms":0.5`},
-		{`(localhost|127\.0\.0\.1|\[::1\]):\d+(->[0-9.:]+)?`, "127.0.0.1:8080"},
+		{`("outcome":"timeout".*"ms":)0.5`, "${1}300.5"},
+		{`("outcome":"in_flight".*"ms":)0.5`, "${1}10000.5"},
+		{`(localhost|127\.0\.0\.1|\[::1\]):\d+(->[0-9.:]+)?`, "127.0.0.1:3000"},
+		{`(Redis: dial tcp 127\.0\.0\.1:)3000`, "${1}6379"},
 		{`"from":"(::1|127\.0\.0\.1)"`, `"from":"192.0.2.7"`},
 		{`(expired|valid in) \d+ s`, "$1 600 s"},
 		{`"stack":".*?[^\\]"`, `"stack":"goroutine 34 [running]: ..."`},
 		{`"(failed_calls|unanswered)":\d+`, `"$1":7`},
-		{`"seconds":\d+`, `"seconds":9`},
+		{`"seconds":\d+`, `"seconds":600`},
 		{`Retry-After (\d+)`, "Retry-After 55"},
 		{`in \d\ds, as the answer asks`, "in 45s, as the answer asks"},
 	}

@@ -90,7 +90,10 @@ func TestSignatureOnTheLine(t *testing.T) {
 }
 
 func TestSequel(t *testing.T) {
-	const inQueue = "it is in QStash's dead letter queue now: mend the cause, then retry it there (console.upstash.com, QStash, DLQ)"
+	const (
+		console = " (console.upstash.com, QStash, DLQ)"
+		inQueue = "in the dead letter queue: mend the cause and retry it there, or delete it" + console
+	)
 	known := func(attempt, most int) qstash.Unverified {
 		return qstash.Unverified{Attempt: attempt, MaxRetries: most, LastAttempt: most >= 0 && attempt >= most}
 	}
@@ -104,24 +107,28 @@ func TestSequel(t *testing.T) {
 		{"a success", deliver.Handled, known(0, -1), nil, ""},
 		{"the first failure", deliver.Failed, known(0, -1), nil, "QStash tries again in about 12s, unless it was published with another delay"},
 		{"the second", deliver.Failed, known(1, -1), nil,
-			"it has been tried 2 times now, without success; QStash tries again in about 2m28s, unless it was published with another delay"},
+			"This was try 2. QStash tries again in about 2m28s, unless it was published with another delay"},
 		{"the third", deliver.Failed, known(2, 5), nil,
-			"it has been tried 3 times now, without success; QStash tries again in about 30m8s, unless it was published with another delay"},
+			"This was try 3. QStash tries again in about 30m8s, unless it was published with another delay"},
 		{"the fifth of many", deliver.Failed, known(5, 9), nil,
-			"it has been tried 6 times now, without success; QStash tries again in about 24h0m0s, unless it was published with another delay"},
-		{"the last by default", deliver.Failed, known(3, -1), nil, "this was try 4: unless the message was published with more retries than the usual 3, " + inQueue},
-		{"the last that is known to be", deliver.Failed, known(2, 2), nil, "this was the last of 3 tries, so " + inQueue},
-		{"the only one", deliver.Failed, known(0, 0), nil, inQueue},
-		{"the last, which was not run", deliver.StoreAway, known(2, 2), nil, "this was the last of 3 tries, so " + inQueue},
-		{"one for good", deliver.Permanent, known(0, -1), nil, inQueue},
-		{"a callback for good", deliver.NotFailure, known(0, -1), nil, "it is in QStash's dead letter queue now, where a callback may be deleted"},
+			"This was try 6. QStash tries again in about 24h0m0s, unless it was published with another delay"},
+		{"the last by default", deliver.Failed, known(3, -1), nil, "This was try 4: unless the message was published with more than the usual 3 retries, it is " + inQueue},
+		{"the last but one by default", deliver.Failed, known(2, -1), nil,
+			"This was try 3. QStash tries again in about 30m8s, unless it was published with another delay; that is the last try, if it was published with the usual 3 retries"},
+		{"the last but one that is known to be", deliver.Failed, known(0, 1), nil,
+			"QStash tries again in about 12s, unless it was published with another delay, for the last time"},
+		{"the last that is known to be", deliver.Failed, known(2, 2), nil, "This was the last of 3 tries, and the message is " + inQueue},
+		{"the only one", deliver.Failed, known(0, 0), nil, "The message is " + inQueue},
+		{"the last, which was not run", deliver.StoreAway, known(2, 2), nil, "This was the last of 3 tries, and the message is " + inQueue},
+		{"one for good", deliver.Permanent, known(0, -1), nil, "The message is " + inQueue},
+		{"a callback for good", deliver.NotFailure, known(0, -1), nil, "This callback is in the dead letter queue: delete it there" + console},
 		{"one that says when", deliver.RetryAfter, known(0, -1), http.Header{"Retry-After": {"90"}}, "QStash tries again in 1m30s, as the answer asks"},
 		{"one that says when in another way", deliver.AppFailed, known(0, -1), http.Header{"X-Ratelimit-Reset": {"6m5s"}},
 			"QStash tries again when the answer's Retry-After or X-RateLimit-Reset says"},
 		{"one that runs elsewhere", deliver.InFlight, known(1, -1), http.Header{"Retry-After": {"55"}}, "QStash tries again in 55s, as the answer asks"},
-		{"what retries cannot mend", deliver.Method, known(0, -1), nil, "QStash's retries of it are refused as well, and then it is in the dead letter queue"},
+		{"what retries cannot mend", deliver.Method, known(0, -1), nil, "QStash's retries of this one are refused as well; then it is in the dead letter queue: delete it there" + console},
 		{"what may be a stranger's", deliver.Expired, known(0, -1), nil,
-			"if it was QStash that sent it, QStash tries again in about 12s, unless it was published with another delay"},
+			"If it was QStash that sent it, QStash tries again in about 12s, unless it was published with another delay"},
 		{"a replay", deliver.Replayed, known(0, -1), nil, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -152,6 +159,26 @@ func TestEnough(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := s.enough(c.size); !strings.Contains(got, c.want) {
+				t.Errorf("it is %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestLonger(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		timeout time.Duration
+		want    string
+	}{
+		{"a moment", 300 * time.Millisecond, "HANDLER_TIMEOUT = '30s' under [env] and kill_timeout = '45s'"},
+		{"the default", 45 * time.Second, "HANDLER_TIMEOUT = '1m30s' under [env] and kill_timeout = '1m45s'"},
+		{"more than half of what Fly allows", 200 * time.Second, "HANDLER_TIMEOUT = '4m45s' under [env] and kill_timeout = '5m0s'"},
+		{"all that Fly allows", 285 * time.Second, "not on Fly"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := &Server{Config: Config{Timing: deliver.NewTiming(c.timeout)}}
+			if got := s.longer(); !strings.Contains(got, c.want) {
 				t.Errorf("it is %q, want %q", got, c.want)
 			}
 		})

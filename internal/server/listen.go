@@ -96,7 +96,8 @@ func (s *Server) Serve(ctx context.Context, l *Listeners) error {
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	}
-	s.Log.Info("stopping: no new messages, finishing what runs", "at_most", s.Timing.Stop.String())
+	s.Log.Info("stopping, as a signal asks (a deploy, a restart or an idle machine): what runs is finished; what comes is refused, and QStash retries it",
+		"at_most", s.Timing.Stop.String())
 	closed := make(chan error, 1)
 	go func() { closed <- web.Shutdown(context.Background()) }()
 	s.room.drain()

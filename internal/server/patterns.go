@@ -65,7 +65,8 @@ func (p *patterns) next(region string) {
 	p.rolled[region] = time.Now()
 	if p.fetched[region] {
 		p.log.Warn("messages verify with the next signing key: the keys were rolled, and the new ones are not fetched yet. "+
-			"One more roll before they are, and everything is refused until then", "do", "nothing; if this comes again tomorrow, run receiver doctor")
+			"One more roll before they are, and everything is refused until then",
+			"do", "nothing; if this comes again tomorrow: go run . doctor, with the same QSTASH_TOKEN set")
 		return
 	}
 	p.log.Warn("messages verify with the next signing key: the keys were rolled. All is well until they are rolled again: "+
@@ -79,13 +80,22 @@ func (p *patterns) refused() {
 	if p.mistaken++; p.mistaken != manyInARow {
 		return
 	}
-	cause, do := "the keys set here are another account's or region's, or were rolled twice", setKeys("")
-	if len(p.fetched) > 0 {
-		cause = "the token that the keys are fetched with is another account's or region's"
-		do = "run receiver doctor where the token is set, which says what the token is for"
-	}
+	cause, do := p.wrongKeys()
 	p.log.Error(fmt.Sprintf("no message has been accepted since the start, and %d were refused that look like QStash's for this service "+
-		"but are signed with other keys: %s", manyInARow, cause), "next", "QStash retries them; those whose retries are over are in its dead letter queue", "do", do)
+		"but are signed with other keys: %s", manyInARow, cause), "next", retried, "do", do)
+}
+
+// retried is what becomes of messages while something is wrong.
+const retried = "QStash retries each message a few times, 3 unless it was published with another number; " +
+	"what is in its dead letter queue by the time all is well must be retried there (console.upstash.com, QStash, DLQ)"
+
+// wrongKeys is why QStash's messages may not verify, and what helps.
+func (p *patterns) wrongKeys() (cause, do string) {
+	if len(p.fetched) > 0 {
+		return "the token that the keys are fetched with is another account's or region's",
+			"go run . doctor, with the same QSTASH_TOKEN set, says what the token is for"
+	}
+	return "the keys set here are another account's or region's, or were rolled twice", setKeys("")
 }
 
 // setKeys is what helps where a region's keys are out of date.
@@ -114,9 +124,9 @@ func (a *appPattern) silent(began time.Time) {
 		a.away.Store(true)
 	}
 	if a.unanswered == manyInARow {
-		a.log.Error(fmt.Sprintf("the service behind FORWARD_URL has left %d deliveries in a row without an answer; %s", manyInARow, a.history()),
-			"since", a.since.UTC().Format(time.RFC3339), "next", "QStash retries what comes until it answers again",
-			"do", "see whether it runs, listens on the port that FORWARD_URL names and answers within HANDLER_TIMEOUT")
+		a.log.Error(fmt.Sprintf("the service behind FORWARD_URL has left %d deliveries in a row without an answer; it %s", manyInARow, a.history()),
+			"since", a.since.UTC().Format(time.RFC3339), "next", retried,
+			"do", "see whether that service runs, listens on the port in FORWARD_URL and answers within HANDLER_TIMEOUT; this program need not be restarted")
 	}
 }
 
@@ -133,17 +143,17 @@ func (a *appPattern) back() {
 	defer a.mu.Unlock()
 	if a.unanswered >= manyInARow {
 		a.log.Info("the service behind FORWARD_URL answers again", "unanswered", a.unanswered,
-			"since", a.since.UTC().Format(time.RFC3339), "seconds", int(time.Since(a.since).Seconds()))
+			"since", a.since.UTC().Format(time.RFC3339), "seconds", int(time.Since(a.since).Seconds()), "next", retried)
 	}
 	a.unanswered = 0
 	a.away.Store(false)
 }
 
-// history says when the service last answered.
+// history says of the service when it last answered.
 func (a *appPattern) history() string {
 	last := a.last.Load()
 	if last == 0 {
-		return "it has not answered since this program started"
+		return "has not answered since this program started"
 	}
-	return "it last answered at " + time.Unix(0, last).UTC().Format(time.RFC3339)
+	return "last answered at " + time.Unix(0, last).UTC().Format(time.RFC3339)
 }

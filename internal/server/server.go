@@ -115,10 +115,10 @@ func FunctionURL(r *http.Request) string {
 // refuseMethod says which method was used. One that our own key vouches for is the publisher's mistake.
 func refuseMethod(r *http.Request, proof deliver.Proof) error {
 	if proof.Key != "" {
-		return deliver.Refuse(deliver.Method, "the message was delivered by %s (its Upstash-Method is %q), this service takes POST alone: publish it anew, with -H \"Upstash-Method: POST\" or without that header",
+		return deliver.Refuse(deliver.Method, "the message was delivered by %s (its Upstash-Method is %q), and this service takes POST alone: publish it anew, with -H \"Upstash-Method: POST\" or without that header",
 			clip(r.Method, maxClipped), clip(r.Header.Get("Upstash-Method"), maxClipped))
 	}
-	return deliver.Refuse(deliver.Method, "%s is not POST, which messages are delivered by", clip(r.Method, maxClipped))
+	return deliver.Refuse(deliver.Method, "a request by %s, which QStash did not sign: messages come by POST, so it is a browser's or a stranger's, and nothing has to be done", clip(r.Method, maxClipped))
 }
 
 // checked is the outcome of a signed POST /healthz: all was proven, nothing is run.
