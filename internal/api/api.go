@@ -124,7 +124,7 @@ func (c *Client) get(ctx context.Context, path string, query url.Values, limit i
 		if errors.As(err, &wrapped) { // which repeats the URL
 			err = wrapped.Err
 		}
-		return nil, nil, c.errorf(path, "no answer: %w", err)
+		return nil, nil, c.errorf(path, "no answer: %s", c.clean(err.Error())) // which quotes a malformed one
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
@@ -132,7 +132,7 @@ func (c *Client) get(ctx context.Context, path string, query url.Values, limit i
 	case response.StatusCode != http.StatusOK:
 		return nil, nil, &StatusError{response.StatusCode, c.errorf(path, "the API answers %s", c.refusal(response, body)).Error()}
 	case err != nil:
-		return nil, nil, c.errorf(path, "the answer was cut short: %w", err)
+		return nil, nil, c.errorf(path, "the answer was cut short: %s", c.clean(err.Error()))
 	case int64(len(body)) > limit:
 		return nil, nil, c.errorf(path, "the answer is over %d KiB", limit>>10)
 	}
@@ -151,7 +151,7 @@ func (c *Client) refusal(response *http.Response, body []byte) string {
 		said += fmt.Sprintf(" (%s)", c.clean(reason.Error))
 	}
 	if to, err := response.Location(); err == nil {
-		said += fmt.Sprintf(", a redirect to %s, which is not followed", c.clean(signing.Origin(to)))
+		said += fmt.Sprintf(", a redirect to %s, which is not followed", c.clean(to.Scheme+"://"+to.Host))
 	}
 	return said
 }

@@ -60,6 +60,17 @@ func TestBadAnswers(t *testing.T) {
 			fmt.Fprint(w, body)
 		}
 	}
+	raw := func(answer string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			fmt.Fprint(conn, answer)
+		}
+	}
 	for _, row := range []struct {
 		sentence string
 		handler  http.HandlerFunc
@@ -82,6 +93,11 @@ func TestBadAnswers(t *testing.T) {
 			w.Header().Set("Location", "https://elsewhere.example/"+token)
 			w.WriteHeader(307)
 		}, "a redirect to https://elsewhere.example, which is not followed"},
+		{"a redirect to a host like the token", raw("HTTP/1.1 302 Found\r\nLocation: https://" + strings.TrimRight(token, "=") + "/\r\n\r\n"), "a redirect to https://[redacted]"},
+		{"a redirect to no URL", raw("HTTP/1.1 302 Found\r\nLocation: http://[" + token + "\r\n\r\n"), "[redacted]"},
+		{"no HTTP, repeating the header", raw("Bearer " + token + "\r\n\r\n"), "no answer: "},
+		{"a header that is none", raw("HTTP/1.1 200 OK\r\nBearer " + token + "\r\n\r\n"), "[redacted]"},
+		{"a trailer that is none", raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nBearer " + token + "\r\n\r\n"), "cut short: "},
 		{"cut short", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "1000")
 			fmt.Fprint(w, pair)
