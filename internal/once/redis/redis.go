@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,11 +30,18 @@ type Store struct {
 // Parse checks a redis:// or rediss:// URL without connecting. Its error holds no password.
 func Parse(url string) (*redis.Options, error) {
 	options, err := redis.ParseURL(url)
-	if err != nil || strings.Contains(url, "#") { // its text repeats parts of the URL, maybe of the password
+	if err != nil || strings.Contains(url, "#") || !hasPort(options.Addr) {
+		// The text of err repeats parts of the URL, maybe of the password.
 		return nil, errors.New("not a Redis URL; write it like rediss://default:password@host:6379, " +
 			"with / ? # % in the password as %2F %3F %23 %25")
 	}
 	return options, nil
+}
+
+func hasPort(address string) bool {
+	_, port, err := net.SplitHostPort(address)
+	n, numeric := strconv.ParseUint(port, 10, 16)
+	return err == nil && numeric == nil && n > 0
 }
 
 // Open connects to the Redis of options and carries out a claim, a completion and a release there. A Redis that does
