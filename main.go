@@ -67,7 +67,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	if len(args) == 0 {
 		c, err := settingspkg.Load(getenv, terminal)
 		if err != nil {
-			return err
+			return errors.Join(err, c.TryStore(ctx))
 		}
 		return serve(ctx, c, nil, stderr)
 	}
@@ -91,21 +91,21 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 func serve(ctx context.Context, c settingspkg.Settings, heard commandpkg.Heard, stderr io.Writer) error {
 	log := logspkg.New(stderr, c.LogLevel, c.LogText)
 	defer logspkg.CaptureStandard(log)()
-	listeners, err := serverpkg.Listen(c.Address(), c.MetricsAddress())
-	if err != nil {
-		return err
+	listeners, listening := serverpkg.Listen(c.Address(), c.MetricsAddress())
+	if listening == nil {
+		defer listeners.Close()
 	}
-	defer listeners.Close()
 	set := signingpkg.NewSet()
 	fetcher := keyspkg.New(keyspkg.Config{Set: set, Fixed: c.Keys, APIs: c.Fetched(), Log: log})
-	if err := fetcher.Start(ctx); err != nil && ctx.Err() == nil {
-		return err
-	}
-	store, err := c.Store.Open(ctx, c.StoreTTL, serverpkg.StoreWait, log)
+	fetching := fetcher.Start(ctx)
+	store, opening := c.Store.Open(ctx, c.StoreTTL, serverpkg.StoreWait, log)
 	if ctx.Err() != nil {
 		return nil // stopped before it began
 	}
-	if err != nil {
+	if err := errors.Join(listening, fetching, opening); err != nil { // all that is wrong, not the first alone
+		if opening == nil {
+			err = errors.Join(err, store.Close())
+		}
 		return err
 	}
 	go fetcher.Run(ctx)

@@ -38,7 +38,7 @@ func (e *environment) err() error {
 type WrongError struct{ Each []error }
 
 func (e *WrongError) Error() string {
-	return fmt.Sprintf("the environment has %d wrong setting(s):\n%v", len(e.Each), errors.Join(e.Each...))
+	return fmt.Sprintf("these settings are wrong:\n%v", errors.Join(e.Each...))
 }
 
 // variable returns a variable without the white space round it.

@@ -340,7 +340,7 @@ func TestWrongSettings(t *testing.T) {
 			if err == nil {
 				t.Fatal("it is taken")
 			}
-			want := fmt.Sprintf("the environment has %d wrong setting(s):\n%s", len(row.wrong), strings.Join(row.wrong, "\n"))
+			want := "these settings are wrong:\n" + strings.Join(row.wrong, "\n")
 			if err.Error() != want {
 				t.Errorf("got  %s\nwant %s", err, want)
 			}
@@ -380,7 +380,7 @@ func TestDevelopmentKeysAreRefusedWhereDeployed(t *testing.T) {
 		for _, e := range []env{{"QSTASH_DEV": "true", name: "x"}, noPair.and(env{"QSTASH_DEV": "1", name: "x"})} {
 			s, err := Load(e.getenv, false)
 			want := "QSTASH_DEV: refused where the program is deployed (" + name + " is set): anyone can sign with the keys of the local server; unset it and copy both keys"
-			if err == nil || !strings.Contains(err.Error(), "1 wrong setting(s):\n"+want) || s.Dev {
+			if err == nil || !strings.Contains(err.Error(), "are wrong:\n"+want) || s.Dev {
 				t.Errorf("%s: got %v, want %s", name, err, want)
 			}
 		}

@@ -53,6 +53,18 @@ func parseStore(v string) (Store, error) {
 	return SQLite(v), sqlite.CheckPath(v)
 }
 
+// TryStore returns what shows to be wrong with the store once it is opened. It waits for little.
+func (s Settings) TryStore(ctx context.Context) error {
+	if s.Store.Open == nil { // a wrong STORE_URL, which Load has named
+		return nil
+	}
+	store, err := s.Store.Open(ctx, max(s.StoreTTL, time.Minute), time.Second, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	return store.Close()
+}
+
 // SQLite is the store in the file at path, which has not been checked.
 func SQLite(path string) Store {
 	return Store{Kind: "sqlite", Path: path, Open: func(ctx context.Context, ttl, wait time.Duration, log *slog.Logger) (once.Store, error) {
