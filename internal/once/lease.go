@@ -11,7 +11,11 @@ func LivingLease(left, lease time.Duration) time.Duration {
 	return min(left, lease)
 }
 
-// milliseconds rounds d up.
-func milliseconds(d time.Duration) int64 {
-	return int64((d + time.Millisecond - 1) / time.Millisecond)
+// Milliseconds is d in the unit in which stores keep times, rounded up.
+func Milliseconds(d time.Duration) int64 {
+	ms := d.Milliseconds()
+	if d%time.Millisecond > 0 {
+		ms++
+	}
+	return ms
 }

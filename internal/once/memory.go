@@ -78,7 +78,7 @@ func (s *Memory) Claim(c Claim) (Decision, error) {
 // claim returns a finished message's answer as text, which is read outside the lock.
 func (s *Memory) claim(c Claim, holder uint64, now int64) (d Decision, text string) {
 	defer s.makeRoom(now)
-	bound := now + milliseconds(c.TokenTTL)
+	bound := now + Milliseconds(c.TokenTTL)
 	if !s.bind(c, bound, now) {
 		return Decision{State: Replayed}, ""
 	}
@@ -92,7 +92,7 @@ func (s *Memory) claim(c Claim, holder uint64, now int64) (d Decision, text stri
 	case c.Look:
 		return Decision{State: Free}, ""
 	}
-	m.state, m.holder, m.until = memoryRunning, holder, now+milliseconds(c.Lease)
+	m.state, m.holder, m.until = memoryRunning, holder, now+Milliseconds(c.Lease)
 	return Decision{State: Claimed}, ""
 }
 
@@ -146,7 +146,7 @@ func (s *Memory) Complete(key Key, holder string, a Answer) error {
 	s.shortened = min(s.shortened, place)
 	answer, bytes := s.answers.keep(text)
 	s.size += bytes
-	m.state, m.holder, m.answer, m.until = memoryFinished, holderHash, answer, now+milliseconds(s.ttl)
+	m.state, m.holder, m.answer, m.until = memoryFinished, holderHash, answer, now+Milliseconds(s.ttl)
 	s.makeRoom(now)
 	return nil
 }

@@ -64,35 +64,36 @@ func TestMemoryTakesFewBytesAMessage(t *testing.T) {
 }
 
 func TestMemoryIsBounded(t *testing.T) {
-	const limit = 32 << 20
+	const limit = 4 << 20 // of 32 MiB, to be quick
 	for _, row := range []struct {
 		name     string
 		messages int
 		message  func(n int) (once.Claim, once.Answer)
 	}{
-		{"many messages", 250_000, func(int) (once.Claim, once.Answer) { return lasting(), ok }},
-		{"many messages whose tokens are over", 250_000, func(int) (once.Claim, once.Answer) {
+		{"many messages", 40_000, func(int) (once.Claim, once.Answer) { return lasting(), ok }},
+		{"many messages whose tokens are over", 40_000, func(int) (once.Claim, once.Answer) {
 			c := oncetest.NewClaim()
 			c.TokenTTL = 0
 			return c, ok
 		}},
-		{"many different answers", 250_000, func(n int) (once.Claim, once.Answer) {
+		{"many different answers", 40_000, func(n int) (once.Claim, once.Answer) {
 			return lasting(), once.Answer{Status: 200, Body: fmt.Appendf(nil, `{"order":%d}`, n)}
 		}},
-		{"large answers", 20_000, func(n int) (once.Claim, once.Answer) {
+		{"large answers", 3_000, func(n int) (once.Claim, once.Answer) {
 			body := fmt.Appendf(make([]byte, 0, once.MaxKeptBody), "%*d", once.MaxKeptBody-n%100, n)
 			if n%100 == 0 {
 				body = make([]byte, 1<<20)[:n%1000] // all of which would stay alive
 			}
 			return lasting(), once.Answer{Status: 200, Body: body}
 		}},
-		{"answers with long headers", 20_000, func(n int) (once.Claim, once.Answer) {
+		{"answers with long headers", 3_000, func(n int) (once.Claim, once.Answer) {
 			return lasting(), once.Answer{Status: 200, Header: http.Header{"Upstash-Long": {fmt.Sprintf("%8000d", n)}}}
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			before := heap()
 			s := once.NewMemory(time.Hour)
+			s.SetLimit(limit)
 			held := lasting() // the oldest, and running
 			oncetest.Want(t, s, held, once.Claimed)
 			var last once.Claim
@@ -112,6 +113,7 @@ func TestMemoryIsBounded(t *testing.T) {
 func TestMemoryForgetsTokensLast(t *testing.T) {
 	t.Parallel()
 	s := once.NewMemory(time.Hour)
+	s.SetLimit(4 << 20)
 	over := oncetest.NewClaim()
 	over.TokenTTL = 0
 	finish(t, s, over, ok)
@@ -126,7 +128,7 @@ func TestMemoryForgetsTokensLast(t *testing.T) {
 		a.Status, a.Body = row.status, bytes.Repeat([]byte{'x'}, 16_000)
 		finish(t, s, row.claim, a)
 	}
-	for n := range 80_000 { // more large answers than there is room for, and fewer messages
+	for n := range 10_000 { // more large answers than there is room for, and fewer messages
 		finish(t, s, lasting(), once.Answer{Status: 200, Body: fmt.Appendf(nil, "%16000d", n)})
 	}
 	for _, row := range []struct {

@@ -2,192 +2,201 @@ package sqlite
 
 import (
 	"context"
-	"database/sql"
 	"errors"
-	"syscall"
+	"strconv"
 	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"qstash-receiver/internal/once"
 )
 
-// room is what the store may take, and takes. Only the writer uses it.
+// A database that fills its disk cannot even delete: what it deletes has to be written to the log first, and the log
+// can begin anew only when all of it has gone into the file, which has to grow for that. So the file grows here and
+// nowhere else, before it is written to, and by room that the disk has really given. After that the log can always
+// begin anew, rows can be deleted in what it takes already, and what they took is used again.
+
+// room is what the file may take.
 type room struct {
-	limit  int64 // bytes of our own rows; a user's tables in the same file do not count
-	held   int64 // about: counted at start, and kept up
-	disk   string
-	pinned bool // the file may not grow: little is left on the disk
+	limit     int // pages of the store's own
+	users     int // pages of a user's tables; -1: not counted yet
+	pageBytes int
 }
 
 const (
-	maxBytes     = 1 << 30
-	messageBytes = 256 // of a row without its answer, with its place in the index
-	tokenBytes   = 192
-	// diskReserve is what is left free on the disk, for what the write-ahead log and a checkpoint need to make room.
-	diskReserve = 16 << 20
+	// maxBytes bounds the file; the log beside it takes some megabytes.
+	maxBytes = 1<<30 - 16<<20
+	// spare is how many free pages there are after the start.
+	spare = 64
+	// unbounded is SQLite's own limit.
+	unbounded = 1<<32 - 2
 )
 
-// rowBytes is the part of bytesOf that a deleted row tells.
-const rowBytes = `ifnull(length(header), 0), ifnull(length(body), 0)`
+// decideWithRoom makes the decisions of a batch, and room for them if it has to.
+func (s *Store) decideWithRoom(batch []*request) error {
+	plenty := 8*len(batch) + spare/2 // pages that will do for the longest answers
+	err := s.transact(batch)
+	for rows := 8; isFull(err); rows *= 2 {
+		if !s.checkpoint() {
+			return err
+		}
+		free := s.pragma("freelist_count")
+		if free < plenty && !s.grow() && !s.forget(rows) {
+			return err
+		}
+		if err = s.transact(batch); free >= plenty {
+			return err // what has no room is the log, to which smaller transactions may still be written
+		}
+	}
+	return err
+}
 
-// bytesOf is what an answer takes in the file: what does not fit into a row takes whole pages.
-func bytesOf(header, body int) int64 {
-	n := int64(header + body)
-	if n > 3000 {
-		return (n + 4095) / 4096 * 4096
+// isFull says whether err is the want of room in the file or on the disk. A quota ends a write in another way than a
+// full disk does.
+func isFull(err error) bool {
+	return hasCode(err, sqlite3.SQLITE_FULL) || hasCode(err, sqlite3.SQLITE_IOERR_WRITE)
+}
+
+// hasCode says whether err is SQLite's, of this code or, if that is a primary one, of one that extends it.
+func hasCode(err error, code int) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && (e.Code() == code || e.Code()&0xff == code)
+}
+
+// pragma returns a number that SQLite tells, or -1.
+func (s *Store) pragma(name string) int {
+	var n int
+	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA "+name).Scan(&n); err != nil {
+		return -1
 	}
 	return n
 }
 
-var errNoRoom = errors.New("SQLite: the store is full of messages that are being run or were finished minutes ago; free space on the disk, or give it a larger one")
-
-// isFull says whether err is the want of room, on the disk or in the file.
-func isFull(err error) bool {
-	var e *sqlite.Error
-	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
+// checkpoint brings all of the log into the file, so that the log begins anew.
+func (s *Store) checkpoint() bool {
+	var busy, logged, done int
+	row := s.conn.QueryRowContext(context.Background(), "PRAGMA wal_checkpoint(PASSIVE)")
+	return row.Scan(&busy, &logged, &done) == nil && busy == 0 && logged == done
 }
 
-// count finds out what the rows take.
-func (m *room) count(ctx context.Context, conn *sql.Conn) error {
-	var messages, answers, tokens int64
-	err := conn.QueryRowContext(ctx, `SELECT count(*), ifnull(sum(iif(ifnull(length(header), 0) + ifnull(length(body), 0) > 3000,
-		(length(header) + length(body) + 4095) / 4096 * 4096, ifnull(length(header), 0) + ifnull(length(body), 0))), 0) FROM qstash_messages`).Scan(&messages, &answers)
-	if err == nil {
-		err = conn.QueryRowContext(ctx, `SELECT count(*) FROM qstash_tokens`).Scan(&tokens)
+// grow makes the file larger, by a quarter if it can, and reports whether that was possible.
+func (s *Store) grow() bool {
+	pages := s.pragma("page_count")
+	limit := s.room.limit
+	if pages+spare > limit {
+		limit += s.countUsers()
 	}
-	m.held = messages*messageBytes + answers + tokens*tokenBytes
-	return err
-}
-
-// watchDisk lets the file grow only while the disk has more than the reserve.
-func (m *room) watchDisk(s *Store) {
-	var disk syscall.Statfs_t
-	if syscall.Statfs(m.disk, &disk) != nil {
-		return
-	}
-	free, total := int64(disk.Bavail)*int64(disk.Bsize), int64(disk.Blocks)*int64(disk.Bsize)
-	reserve := min(diskReserve, total/4)
-	switch {
-	case !m.pinned && free < reserve:
-		m.pin(s, "1") // which SQLite takes as the present size
-	case m.pinned && free > 2*reserve:
-		m.pin(s, "4294967294")
-	}
-}
-
-func (m *room) pin(s *Store, pages string) {
-	if _, err := s.conn.ExecContext(context.Background(), "PRAGMA max_page_count = "+pages); err == nil {
-		m.pinned = !m.pinned
-	}
-}
-
-// sweep takes out expired rows, more of them than the batch can add.
-func (s *Store) sweep(now time.Time, added int) error {
-	rows := 2*added + 8
-	if _, err := s.delete(s.sweepMessages, now.UnixMilli(), rows); err != nil {
-		return err
-	}
-	r, err := s.sweepTokens.Exec(now.UnixMilli(), rows)
-	if err != nil {
-		return err
-	}
-	n, err := r.RowsAffected()
-	s.room.held -= n * tokenBytes
-	return err
-}
-
-// delete runs a statement that deletes messages, and returns how many.
-func (s *Store) delete(stmt *sql.Stmt, args ...any) (deleted int, err error) {
-	rows, err := stmt.Query(args...)
-	if err != nil {
-		return 0, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var header, body int
-		if err := rows.Scan(&header, &body); err != nil {
-			return deleted, err
+	for more := min(max(pages/4, spare), 2048, limit-pages); more >= spare/4; more /= 2 {
+		if s.growBy(pages, more) {
+			return true
 		}
-		s.room.held -= messageBytes + bytesOf(header, body)
-		deleted++
-	}
-	return deleted, rows.Err()
-}
-
-// bound forgets the oldest finished messages, within a transaction, until the rows take no more than they may.
-func (s *Store) bound(now time.Time) error {
-	for s.room.held > s.room.limit {
-		freed, err := s.forget(now, 4)
-		if err != nil {
-			return err
-		}
-		if !freed {
-			return errNoRoom
-		}
-	}
-	return nil
-}
-
-// forget forgets the oldest finished messages, of those whose tokens have expired: with a token that is still valid a
-// captured delivery could be run again. Where there are none, it forgets answers.
-func (s *Store) forget(now time.Time, rows int) (freed bool, err error) {
-	deleted, err := s.delete(s.forgetOldest, now.UnixMilli(), rows)
-	if err != nil || deleted > 0 {
-		return deleted > 0, err
-	}
-	found, err := s.longest.Query(rows)
-	if err != nil {
-		return false, err
-	}
-	defer found.Close()
-	var ids []int64
-	for found.Next() {
-		var id int64
-		var header, body int
-		if err := found.Scan(&id, &header, &body); err != nil {
-			return false, err
-		}
-		s.room.held -= bytesOf(header, body) - bytesOf(header, 0)
-		ids = append(ids, id)
-	}
-	if err := errors.Join(found.Err(), found.Close()); err != nil {
-		return false, err
-	}
-	for _, id := range ids {
-		if err := s.exec(s.shorten, id); err != nil {
-			return false, err
-		}
-	}
-	return len(ids) > 0, nil
-}
-
-// makeRoom forgets some messages in a transaction of its own, after there was no room for another.
-func (s *Store) makeRoom() bool {
-	for range 2 {
-		freed, err := s.forgetNow(16)
-		if err == nil {
-			return freed
-		}
-		if !isFull(err) {
-			return false
-		}
-		// What the log has goes into the file, so that the log begins anew.
-		_, _ = s.conn.ExecContext(context.Background(), "PRAGMA wal_checkpoint(RESTART)")
 	}
 	return false
 }
 
-func (s *Store) forgetNow(rows int) (freed bool, err error) {
-	if err := s.exec(s.begin); err != nil {
-		return false, err
+// growBy makes a file of some pages, all of which is in it, larger by more.
+func (s *Store) growBy(pages, more int) bool {
+	end := int64(pages) * int64(s.room.pageBytes)
+	if _, err := s.file.WriteAt(make([]byte, more*s.room.pageBytes), end); err != nil {
+		_ = s.file.Truncate(end)
+		return false
 	}
-	before := s.room.held
-	if freed, err = s.forget(time.Now(), rows); err == nil {
-		err = s.exec(s.commit)
+	if s.pragma("max_page_count = "+strconv.Itoa(pages+more)) != pages+more {
+		return false
+	}
+	free := s.pragma("freelist_count")
+	err := s.fill(free + more)
+	s.pin() // it fills some pages less
+	if s.pragma("page_count") == pages {
+		_ = s.file.Truncate(end)
+	}
+	return err == nil
+}
+
+// pin keeps the file from growing.
+func (s *Store) pin() { s.pragma("max_page_count = 1") } // which SQLite takes as the present size
+
+// fill writes some pages and frees them. Afterwards they are on the disk, and so is a log of that length.
+func (s *Store) fill(pages int) error {
+	const key = "x''" // of no message
+	ctx := context.Background()
+	defer s.conn.ExecContext(ctx, "DELETE FROM qstash_messages WHERE key = "+key)
+	bytes := (pages - 4) * (s.room.pageBytes - 4) // some pages are needed for more than the bytes
+	_, err := s.conn.ExecContext(ctx, "INSERT INTO qstash_messages (key, holder, bound, expires, body) VALUES ("+key+", '', 0, 0, zeroblob(?1))", bytes)
+	if err == nil && !s.checkpoint() {
+		err = errors.New("the log does not go into the file")
+	}
+	return err
+}
+
+// countUsers returns how many pages a user's tables take.
+func (s *Store) countUsers() int {
+	if s.room.users < 0 {
+		row := s.conn.QueryRowContext(context.Background(), `SELECT ifnull(sum(pageno), 0) FROM dbstat
+			WHERE aggregate = TRUE AND name IN (SELECT name FROM sqlite_schema WHERE tbl_name NOT IN ('qstash_messages', 'qstash_tokens'))`)
+		if row.Scan(&s.room.users) != nil {
+			return 0
+		}
+	}
+	return s.room.users
+}
+
+// forget makes room by forgetting the oldest finished messages: those whose tokens have expired; then answers alone,
+// for with a token that is still valid the message could be run again; then messages all the same. It reports whether
+// it forgot anything.
+func (s *Store) forget(rows int) (forgot bool) {
+	if run(s.begin) != nil {
+		return false
+	}
+	n, err := changed(s.forgetOver, time.Now().UnixMilli(), rows)
+	if err == nil && n == 0 {
+		n, err = s.shortenOldest(rows)
+	}
+	if err == nil && n == 0 {
+		n, err = changed(s.forgetOldest, rows)
+	}
+	if err == nil {
+		err = run(s.end)
 	}
 	if err != nil {
-		_ = s.exec(s.rollback)
-		s.room.held = before
+		_ = run(s.rollback)
 	}
-	return freed, err
+	return err == nil && n > 0
+}
+
+// shortenOldest makes the oldest answers that are long short.
+func (s *Store) shortenOldest(rows int) (shortened int64, err error) {
+	const long = 256 // bytes
+	type answer struct {
+		id     int64
+		status int
+		header string
+	}
+	var all []answer
+	found, err := s.findLong.Query(long, rows)
+	if err != nil {
+		return 0, err
+	}
+	for found.Next() {
+		var a answer
+		if err := found.Scan(&a.id, &a.status, &a.header); err != nil {
+			return 0, errors.Join(err, found.Close())
+		}
+		all = append(all, a)
+	}
+	if err := found.Err(); err != nil {
+		return 0, err
+	}
+	for _, a := range all {
+		h, err := once.DecodeHeader(a.header)
+		if err != nil {
+			return 0, err
+		}
+		contentType, header := writeHeader(once.Answer{Status: a.status, Header: h}.Short().Header)
+		if err := run(s.shorten, a.id, contentType, header); err != nil {
+			return 0, err
+		}
+	}
+	return int64(len(all)), nil
 }

@@ -6,32 +6,38 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"log/slog"
+	"fmt"
+	"os"
 	"runtime"
+	"sync"
 	"time"
 
 	"qstash-receiver/internal/once"
 )
 
-// Store is a once.Committer. One goroutine writes, on the one connection that there is.
+// Store is a once.Committer. One goroutine, the writer, does everything that is done with the file.
 type Store struct {
-	db       *sql.DB
-	conn     *sql.Conn
-	ttl      time.Duration
-	log      *slog.Logger
-	requests chan *request
-	stopped  chan struct{} // closed when the writer has ended
-	closing  context.CancelFunc
-	room     room
+	requests  chan *request
+	late      sync.WaitGroup // ends of runs that the writer has yet to take, though nobody waits for them
+	stopped   chan struct{}  // closed when the writer has ended
+	stopWatch context.CancelFunc
+	db        *sql.DB
+
+	// All below is the writer's.
+	conn   *sql.Conn // the only one
+	file   *os.File  // the same file
+	ttl    time.Duration
+	leases leases
+	tokens int64 // numbers the rows of tokens
+	room   room
 	statements
 }
 
-// request is something to do for the writer.
+// request is something for the writer to do.
 type request struct {
-	ctx context.Context // a claim is not begun when nobody waits for it any more; nil: nobody has to wait
-	// decide makes a decision within the writer's transaction. It may be called again after a rollback.
-	decide func(now time.Time) error
-	alone  *commit // instead: business logic that has a transaction of its own
+	ctx    context.Context           // when it has ended, nothing is begun
+	decide func(now time.Time) error // runs in the writer's transaction, and once more if that was rolled back
+	commit *commit                   // instead of decide: has a transaction of its own
 	done   chan error
 }
 
@@ -42,181 +48,158 @@ const batchSize = 64
 // is nearly all of the time.
 func (s *Store) write() {
 	defer close(s.stopped)
-	var next *request
-	for {
-		first := next
-		next = nil
-		if first == nil {
-			var open bool
-			if first, open = <-s.requests; !open {
-				return
-			}
-		}
-		if first.alone != nil {
-			first.done <- s.runAlone(first.alone)
-			continue
-		}
-		batch := []*request{first}
-		runtime.Gosched() // on one CPU, those that are about to ask get to it
-		for len(batch) < batchSize && len(s.requests) > 0 && next == nil {
-			if r := <-s.requests; r.alone != nil {
-				next = r
+	for r := range s.requests {
+		runtime.Gosched() // with one CPU, whoever is about to ask gets to it
+		var batch []*request
+		for r != nil {
+			if r.commit != nil {
+				s.decideAll(batch)
+				batch = nil
+				r.done <- s.runCommit(r.ctx, r.commit)
+			} else if err := r.ctx.Err(); err != nil {
+				r.done <- err
 			} else {
 				batch = append(batch, r)
 			}
+			r = nil
+			if len(batch) < batchSize && len(s.requests) > 0 {
+				r = <-s.requests
+			}
 		}
-		err := s.decideAll(batch)
-		for _, r := range batch {
+		s.decideAll(batch)
+	}
+}
+
+// decideAll makes the decisions of a batch together or, if that fails, each alone.
+func (s *Store) decideAll(batch []*request) {
+	if len(batch) == 0 {
+		return
+	}
+	err := s.decideWithRoom(batch)
+	for _, r := range batch {
+		if err != nil && len(batch) > 1 {
+			r.done <- s.decideWithRoom([]*request{r})
+		} else {
 			r.done <- err
 		}
 	}
 }
 
-// decideAll makes the decisions of a batch. Where there is no room for them, it makes some and tries once more.
-func (s *Store) decideAll(batch []*request) error {
-	kept := batch[:0:0]
-	for _, r := range batch {
-		if r.ctx == nil || r.ctx.Err() == nil {
-			kept = append(kept, r)
-		}
-	}
-	err := s.transact(kept)
-	if isFull(err) && s.makeRoom() {
-		err = s.transact(kept)
-	}
-	return err
-}
-
 // transact makes the decisions of a batch in one transaction, all or none.
-func (s *Store) transact(batch []*request) error {
+func (s *Store) transact(batch []*request) (err error) {
 	now := time.Now()
-	s.room.watchDisk(s)
-	if err := s.exec(s.begin); err != nil {
+	defer func() {
+		s.leases.settle(err == nil)
+		if err != nil {
+			_ = run(s.rollback) // fails if SQLite has done so already
+		}
+	}()
+	if err := run(s.begin); err != nil {
 		return err
 	}
-	before := s.room.held
-	err := s.sweep(now, len(batch))
+	if err := s.sweep(now, len(batch)); err != nil {
+		return err
+	}
 	for _, r := range batch {
-		if err == nil {
-			err = r.decide(now)
+		if err := r.decide(now); err != nil {
+			return err
 		}
 	}
-	if err == nil {
-		err = s.bound(now)
-	}
-	if err == nil {
-		err = s.exec(s.commit)
-	}
-	if err != nil {
-		_ = s.exec(s.rollback) // fails where SQLite has done so itself
-		s.room.held = before
-	}
-	return err
+	return run(s.end)
 }
 
-// do has decide run in a transaction, and returns when that is on the disk. With skip it is not begun once the call
-// has taken once.Timeout.
-func (s *Store) do(skip bool, decide func(now time.Time) error) error {
+// do has the writer make a decision, and returns when that is on the disk. One that must is made even if the disk
+// takes longer than the caller can wait.
+func (s *Store) do(must bool, decide func(now time.Time) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), once.Timeout)
 	defer cancel()
-	r := &request{decide: decide, done: make(chan error, 1)}
-	if skip {
-		r.ctx = ctx
+	r := &request{ctx: ctx, decide: decide, done: make(chan error, 1)}
+	if must {
+		r.ctx = context.Background()
 	}
 	select {
 	case s.requests <- r:
 	case <-ctx.Done():
-		return errBusy
+		if must {
+			s.late.Go(func() { s.requests <- r })
+		}
+		return errSlow
 	}
 	select {
 	case err := <-r.done:
-		if skip && err == nil && ctx.Err() != nil {
-			return errBusy // it may not have been begun
-		}
 		return err
 	case <-ctx.Done():
-		return errBusy
+		return errSlow
 	}
 }
 
-var errBusy = errors.New("SQLite: the disk has not taken it within 5 s")
+var errSlow = fmt.Errorf("write to the SQLite file: the disk has not taken it within %s", once.Timeout)
 
 // Claim implements once.Store.
 func (s *Store) Claim(c once.Claim) (once.Decision, error) {
-	decided := make(chan once.Decision, 2) // not a variable: a late decision must not write to what the caller has left
-	err := s.do(true, func(now time.Time) error {
-		d, err := s.decide(c, now)
-		if err == nil {
-			select {
-			case <-decided: // of a transaction that was rolled back
-			default:
-			}
-			decided <- d
-		}
+	var d once.Decision // for the writer alone until it is done, or for good
+	err := s.do(false, func(now time.Time) (err error) {
+		d, err = s.decide(c, now)
 		return err
 	})
 	if err != nil {
 		return once.Decision{}, err
 	}
-	return <-decided, nil
+	return d, nil
 }
 
 // Complete implements once.Store.
 func (s *Store) Complete(key once.Key, holder string, a once.Answer) error {
-	return s.end(func(now time.Time) (bool, error) {
-		held, _, err := s.finishWith(s.finish, s.owner, key, holder, a, now)
-		return held, err
-	})
+	a.Body = append([]byte{}, a.Body...) // it may be written when the caller has gone on
+	return s.endRun(func(now time.Time) (held bool, err error) { return s.finish(key, holder, a, now) })
 }
 
 // Release implements once.Store.
 func (s *Store) Release(key once.Key, holder string) error {
-	return s.end(func(now time.Time) (bool, error) { return s.releaseNow(key, holder, now) })
+	return s.endRun(func(time.Time) (held bool, err error) { return s.release(key, holder) })
 }
 
-// end ends a run, whoever waits for it. It returns once.ErrLeaseLost where decide says false.
-func (s *Store) end(decide func(now time.Time) (bool, error)) error {
-	held := make(chan bool, 2)
-	err := s.do(false, func(now time.Time) error {
-		ok, err := decide(now)
-		if err == nil {
-			select {
-			case <-held:
-			default:
-			}
-			held <- ok
-		}
+func (s *Store) endRun(end func(now time.Time) (held bool, err error)) error {
+	var held bool
+	err := s.do(true, func(now time.Time) (err error) {
+		held, err = end(now)
 		return err
 	})
-	if err == nil && !<-held {
+	if err != nil {
+		return err
+	}
+	if !held {
 		return once.ErrLeaseLost
 	}
-	return err
+	return nil
 }
 
 // Forget removes a message and a token.
 func (s *Store) Forget(message, token once.Key) error {
-	return s.do(false, func(time.Time) error {
-		if err := s.exec(s.forgetMessage, message[:]); err != nil {
-			return err
-		}
-		return s.exec(s.forgetToken, token[:])
+	return s.do(true, func(time.Time) error {
+		s.leases.remove(message)
+		return errors.Join(run(s.forgetMessage, message[:]), run(s.forgetToken, token[:]))
 	})
 }
 
 // Close implements once.Store.
 func (s *Store) Close() error {
-	s.closing()
+	s.stopWatch()
+	s.late.Wait()
 	close(s.requests)
 	<-s.stopped
-	return s.closeFile()
+	return s.closeFiles()
 }
 
-// closeFile gives the file up. SQLite keeps it locked for as long as a statement is open.
-func (s *Store) closeFile() error {
+// closeFiles closes all that is open: statements first, for SQLite keeps the file as long as there is one, and the file
+// last, for closing it gives up every lock that this process has on it.
+func (s *Store) closeFiles() error {
 	var errs []error
 	for _, stmt := range s.prepared {
 		errs = append(errs, stmt.Close())
 	}
-	return errors.Join(errors.Join(errs...), s.conn.Close(), s.db.Close())
+	if s.conn != nil {
+		errs = append(errs, s.conn.Close())
+	}
+	return errors.Join(append(errs, s.db.Close(), s.file.Close())...)
 }

@@ -1,0 +1,4 @@
+package once
+
+// SetLimit makes s remember less.
+func (s *Memory) SetLimit(bytes int) { s.limit = bytes }
