@@ -30,6 +30,6 @@ func handle(ctx context.Context, m *qstash.Message) ([]byte, error) {
 // Upstash-Failure-Callback.
 func handleFailure(ctx context.Context, f *qstash.Callback) error {
 	qstash.Log(ctx).Error("message failed for good", "failed_message", f.MessageID, "url", f.URL, "status", f.Status,
-		"retries", f.Retried, "dlq_id", f.DLQID, "answer", qstash.Excerpt(f.Body), "body", qstash.Excerpt(f.SourceBody))
+		"retries", f.Retried, "dlq_id", f.DLQID, "answer", qstash.Excerpt(f.Body), "body", qstash.Excerpt(f.SourceBody), "left_out", f.LeftOut)
 	return nil
 }

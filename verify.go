@@ -100,7 +100,7 @@ func verifyHeader(r *http.Request) (string, error) {
 	h := r.Header["Upstash-Signature"]
 	switch {
 	case len(h) == 0 || len(h) == 1 && h[0] == "":
-		return "", deliverpkg.Refuse(deliverpkg.Missing, "there is no Upstash-Signature header, so the request is not from QStash, and nothing has to be done; "+
+		return "", deliverpkg.Refuse(deliverpkg.Missing, "there is no Upstash-Signature header, so the request is most likely not from QStash, and nothing has to be done; "+
 			"if all messages come so, a proxy in front of this service drops the header")
 	case len(h) > 1:
 		return "", deliverpkg.Refuse(deliverpkg.Malformed, "there are %d Upstash-Signature headers, QStash sends one", len(h))
@@ -307,7 +307,7 @@ func checkSubject(subject string, origins []string, r *http.Request) (*url.URL, 
 	if origin := signingpkg.Origin(signed); !slices.Contains(origins, origin) {
 		all := strings.Join(origins, ",") + "," + origin
 		return nil, "", deliverpkg.Refuse(deliverpkg.Subject, "the message was published to %.200q, and not to this service's %.200q: "+
-			"if the first is a URL of this service too, add %.100s to RECEIVER_URL (on Fly: flyctl secrets set RECEIVER_URL=%.300s)",
+			"if the first is a URL of this service too, add %.100s to RECEIVER_URL (on Fly: flyctl secrets set RECEIVER_URL=%.300s); if it is not, the message was published to another service, and nothing has to be done here",
 			subject, origins[0]+target, origin, all)
 	}
 	if signed.RequestURI() != target {

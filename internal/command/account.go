@@ -167,7 +167,7 @@ func remedy(status int) string {
 	case status == 404 || status == 405:
 		return "another program answers there, or the message is no POST: mend the URL or Upstash-Method and publish anew"
 	case status == 489:
-		return "the business logic gave them up: mend the cause" + retry
+		return "handler.go gave them up: mend the cause" + retry
 	}
 	return "the receiver's log says more" + retry
 }

@@ -208,7 +208,7 @@ func TestDoctorOfDeadLetters(t *testing.T) {
 	out, _ := doctor(t, env{"RECEIVER_URL": "https://app.example", "QSTASH_TOKEN": apiToken, "QSTASH_URL": api})
 	wants(t, out,
 		`warning +dead letters +2 dead, 1 failed deliveries of https://app.example: 401 "unauthorized"; the keys, RECEIVER_URL, BEARER_TOKEN or the clock`,
-		`warning +dead letters +1 dead, 0 failed deliveries of https://app.example: 489 "no such order"; the business logic gave them up`,
+		`warning +dead letters +1 dead, 0 failed deliveries of https://app.example: 489 "no such order"; handler.go gave them up`,
 		`warning +dead letters +0 dead, 1 failed deliveries of https://app.example: no answer "\[redacted\] \\u001b\[31m"; see that the URL`,
 	)
 	if strings.Contains(out, `"other"`) {

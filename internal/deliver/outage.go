@@ -46,7 +46,7 @@ func (o *outage) note(operation string, err error) {
 	o.on.Store(true)
 	o.log.Error("the store of handled messages (STORE_URL) fails", "operation", operation, "error", err.Error(),
 		"next", "what comes while it fails is not run, and QStash retries it; what has run is kept in this process, and recorded once it works",
-		"do", "see whether the store runs, has room, and can be reached from this machine (go run . doctor with the same STORE_URL says more); "+
+		"do", "see whether the store runs, has room, and can be reached from this machine (go run . doctor says more, with the same STORE_URL and where that reaches the store); "+
 			"do not restart this program, it goes on by itself")
 }
 

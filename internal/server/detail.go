@@ -38,11 +38,11 @@ func (s *Server) cause(l *line, o *deliver.Outcome, said string) string {
 	case deliver.AppPermanent:
 		return said + " and says that no retry can help (Upstash-NonRetryable-Error: true)"
 	case deliver.RetryAfter:
-		return "handler.go asks for a later retry (qstash.RetryAfter): " + said
+		return "handler.go asks for a later retry (qstash.RetryAfter), and nothing has to be done unless it asks each time: " + said
 	case deliver.Failed:
 		return "handler.go returned an error: " + said
 	case deliver.Panicked:
-		return "handler.go panicked; the line \"panic in handler.go\" of this message has the stack"
+		return "handler.go panicked; the line \"panic in handler.go\" of this message has the stack: mend the code and deploy it, for retries are likely to panic too"
 	case deliver.TimedOut:
 		return fmt.Sprintf("handler.go returned an error after its deadline (HANDLER_TIMEOUT, now %s): %s. Do less in one message, or %s",
 			s.Timing.Timeout, said, s.longer())
@@ -60,7 +60,7 @@ func (s *Server) cause(l *line, o *deliver.Outcome, said string) string {
 			return said + ": the app's own log says why"
 		}
 	case deliver.InFlight:
-		return fmt.Sprintf("%s. That run has HANDLER_TIMEOUT (%s) in all: if it succeeds, nothing has to be done", said, s.Timing.Timeout)
+		return fmt.Sprintf("%s. That run has HANDLER_TIMEOUT (%s) in all", said, s.Timing.Timeout)
 	case deliver.StoreAway:
 		return said + ", so nothing was run; the line \"the store of handled messages (STORE_URL) fails\" says why"
 	case deliver.Stopping:
@@ -80,7 +80,7 @@ func (s *Server) cause(l *line, o *deliver.Outcome, said string) string {
 		}
 		_, do := s.patterns.wrongKeys()
 		return said + ". If it is a stranger's, nothing has to be done; " +
-			"if it is QStash's, it is retried, and runs once the keys here are right: " + do
+			"if it is QStash's, it is retried all the same (\"never retried\" holds for a stranger's), and runs once the keys here are right: " + do
 	}
 	return said
 }
@@ -123,7 +123,7 @@ func sequel(l *line, o *deliver.Outcome, next deliver.Next) string {
 	case l.stranger(), o.Replayed, next == deliver.Done, o.Reason.Row().Next == deliver.NeverRetried:
 		return ""
 	case o.Reason == deliver.NotFailure:
-		return "This callback is in the dead letter queue: delete it there" + console
+		return "What it reports on is not affected. This callback is in the dead letter queue: delete it there" + console
 	case u.LastAttempt && tries > 1:
 		return fmt.Sprintf("This was the last of %d tries, and the message is %s", tries, inQueue)
 	case u.LastAttempt, next == deliver.FailedForGood:
@@ -132,6 +132,9 @@ func sequel(l *line, o *deliver.Outcome, next deliver.Next) string {
 		return fmt.Sprintf("This was try %d: unless the message was published with more than the usual %d retries, it is %s", tries, defaultRetries, inQueue)
 	}
 	again := "QStash tries again " + waitOf(o.Retry, u.Attempt)
+	if o.Reason == deliver.InFlight {
+		return again + ": that try gets the run's answer if it succeeds, and runs the message if it fails. Nothing has to be done"
+	}
 	switch o.Reason {
 	case deliver.Bearer, deliver.Method:
 		return "QStash's retries of this one are refused as well; then it is in the dead letter queue: delete it there" + console
@@ -140,11 +143,14 @@ func sequel(l *line, o *deliver.Outcome, next deliver.Next) string {
 	}
 	switch {
 	case tries == u.MaxRetries:
-		again += ", for the last time"
+		again += ", for the last time: mend the cause before then, or the message is in the dead letter queue" + console
 	case u.MaxRetries < 0 && tries == defaultRetries:
-		again += "; that is the last try, if it was published with the usual 3 retries"
+		again += "; that is the last try, if it was published with the usual 3 retries: mend the cause before then, or the message is in the dead letter queue" + console
 	}
-	if tries > 1 && o.Reason != deliver.InFlight {
+	if (o.Reason == deliver.Failed || o.Reason == deliver.AppFailed) && tries < defaultRetries && tries != u.MaxRetries {
+		again += "; nothing has to be done if that succeeds"
+	}
+	if tries > 1 {
 		return fmt.Sprintf("This was try %d. %s", tries, again)
 	}
 	return again

@@ -93,6 +93,8 @@ func TestSequel(t *testing.T) {
 	const (
 		console = " (console.upstash.com, QStash, DLQ)"
 		inQueue = "in the dead letter queue: mend the cause and retry it there, or delete it" + console
+		fine    = "; nothing has to be done if that succeeds"
+		last    = ": mend the cause before then, or the message is in the dead letter queue" + console
 	)
 	known := func(attempt, most int) qstash.Unverified {
 		return qstash.Unverified{Attempt: attempt, MaxRetries: most, LastAttempt: most >= 0 && attempt >= most}
@@ -105,27 +107,27 @@ func TestSequel(t *testing.T) {
 		want   string
 	}{
 		{"a success", deliver.Handled, known(0, -1), nil, ""},
-		{"the first failure", deliver.Failed, known(0, -1), nil, "QStash tries again in about 12s, unless it was published with another delay"},
+		{"the first failure", deliver.Failed, known(0, -1), nil, "QStash tries again in about 12s, unless it was published with another delay" + fine},
 		{"the second", deliver.Failed, known(1, -1), nil,
-			"This was try 2. QStash tries again in about 2m28s, unless it was published with another delay"},
+			"This was try 2. QStash tries again in about 2m28s, unless it was published with another delay" + fine},
 		{"the third", deliver.Failed, known(2, 5), nil,
 			"This was try 3. QStash tries again in about 30m8s, unless it was published with another delay"},
 		{"the fifth of many", deliver.Failed, known(5, 9), nil,
 			"This was try 6. QStash tries again in about 24h0m0s, unless it was published with another delay"},
 		{"the last by default", deliver.Failed, known(3, -1), nil, "This was try 4: unless the message was published with more than the usual 3 retries, it is " + inQueue},
 		{"the last but one by default", deliver.Failed, known(2, -1), nil,
-			"This was try 3. QStash tries again in about 30m8s, unless it was published with another delay; that is the last try, if it was published with the usual 3 retries"},
+			"This was try 3. QStash tries again in about 30m8s, unless it was published with another delay; that is the last try, if it was published with the usual 3 retries" + last},
 		{"the last but one that is known to be", deliver.Failed, known(0, 1), nil,
-			"QStash tries again in about 12s, unless it was published with another delay, for the last time"},
+			"QStash tries again in about 12s, unless it was published with another delay, for the last time" + last},
 		{"the last that is known to be", deliver.Failed, known(2, 2), nil, "This was the last of 3 tries, and the message is " + inQueue},
 		{"the only one", deliver.Failed, known(0, 0), nil, "The message is " + inQueue},
 		{"the last, which was not run", deliver.StoreAway, known(2, 2), nil, "This was the last of 3 tries, and the message is " + inQueue},
 		{"one for good", deliver.Permanent, known(0, -1), nil, "The message is " + inQueue},
-		{"a callback for good", deliver.NotFailure, known(0, -1), nil, "This callback is in the dead letter queue: delete it there" + console},
+		{"a callback for good", deliver.NotFailure, known(0, -1), nil, "What it reports on is not affected. This callback is in the dead letter queue: delete it there" + console},
 		{"one that says when", deliver.RetryAfter, known(0, -1), http.Header{"Retry-After": {"90"}}, "QStash tries again in 1m30s, as the answer asks"},
 		{"one that says when in another way", deliver.AppFailed, known(0, -1), http.Header{"X-Ratelimit-Reset": {"6m5s"}},
-			"QStash tries again when the answer's Retry-After or X-RateLimit-Reset says"},
-		{"one that runs elsewhere", deliver.InFlight, known(1, -1), http.Header{"Retry-After": {"55"}}, "QStash tries again in 55s, as the answer asks"},
+			"QStash tries again when the answer's Retry-After or X-RateLimit-Reset says" + fine},
+		{"one that runs elsewhere", deliver.InFlight, known(1, -1), http.Header{"Retry-After": {"55"}}, "QStash tries again in 55s, as the answer asks: that try gets the run's answer if it succeeds, and runs the message if it fails. Nothing has to be done"},
 		{"what retries cannot mend", deliver.Method, known(0, -1), nil, "QStash's retries of this one are refused as well; then it is in the dead letter queue: delete it there" + console},
 		{"what may be a stranger's", deliver.Expired, known(0, -1), nil,
 			"If it was QStash that sent it, QStash tries again in about 12s, unless it was published with another delay"},
