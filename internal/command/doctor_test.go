@@ -311,7 +311,7 @@ func TestDoctorOfAStoreInUse(t *testing.T) {
 	wants(t, out, `ok +store +sqlite: .*receiver.db is in use`)
 	claim := oncetest.NewClaim()
 	oncetest.Want(t, running, claim, once.Claimed) // it serves on
-	if err := running.Close(); err != nil {
+	if err := errors.Join(running.Complete(claim.Key, claim.Holder, once.Answer{Status: 200}), running.Close()); err != nil {
 		t.Fatal(err)
 	}
 	out, _ = doctor(t, env{"STORE_URL": path})
