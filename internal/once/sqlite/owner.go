@@ -133,7 +133,7 @@ ALTER TABLE qstash_messages RENAME COLUMN until TO bound;
 ALTER TABLE qstash_messages RENAME COLUMN upstash TO header;
 UPDATE qstash_messages SET header = 'Upstash-Nonretryable-Error: true' || x'0d0a' || header WHERE permanent;
 ALTER TABLE tokens RENAME TO qstash_tokens;
-UPDATE qstash_tokens SET id = (expires / 1000 + 1) << 30 | id & 1073741823; -- as tokenID
+UPDATE qstash_tokens SET id = ((expires + 999) / 1000 << 30) + id; -- as tokenID does
 ALTER TABLE qstash_tokens DROP COLUMN expires;`
 )
 

@@ -271,20 +271,25 @@ func TestEarlierVersionIsTakenOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	good, bad := oncetest.NewKey(), oncetest.NewKey()
-	later := time.Now().Add(time.Hour).UnixMilli()
-	for _, err := range []error{
-		func() error { _, err := db.Exec(earlierSchema); return err }(),
-		func() error {
-			_, err := db.Exec(`INSERT INTO messages (key, holder, until, expires, status, type, permanent, body, upstash) VALUES
-				(?1, 'a', 0, ?3, 200, 'text/plain', 0, x'6f6b', 'Upstash-Workflow-Sdk-Version: 1' || x'0d0a'), (?2, 'b', 0, ?3, 489, 'application/json', 1, x'7b7d', '')`, good[:], bad[:], later)
-			return err
-		}(),
-		db.Close(),
+	good, bad, cutOff, spent, expired := oncetest.NewKey(), oncetest.NewKey(), oncetest.NewKey(), oncetest.NewKey(), oncetest.NewKey()
+	now := time.Now().UnixMilli()
+	later := now + 3_600_000
+	for statement, args := range map[string][]any{
+		`INSERT INTO messages (key, holder, until, expires, status, type, permanent, body, upstash) VALUES
+			(?1, 'a', 0, ?4, 200, 'text/plain', 0, x'6f6b', 'Upstash-Workflow-Sdk-Version: 1' || x'0d0a'),
+			(?2, 'b', 0, ?4, 489, 'application/json', 1, x'7b7d', ''),
+			(?3, 'c', ?4, ?4, NULL, NULL, NULL, NULL, NULL)`: {good[:], bad[:], cutOff[:], later},
+		`INSERT INTO tokens (token, key, expires) VALUES (?1, ?2, ?3), (?4, ?2, ?5)`: {spent[:], good[:], later, expired[:], now},
 	} {
-		if err != nil {
+		if _, err := db.Exec(earlierSchema); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := db.Exec(statement, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
 	}
 	s := open(t, path, time.Hour)
 	defer s.Close()
@@ -302,6 +307,14 @@ func TestEarlierVersionIsTakenOver(t *testing.T) {
 			t.Errorf("got %v, want %v", d.Answer, row.want)
 		}
 	}
+	c := oncetest.NewClaim()
+	c.Key = cutOff
+	oncetest.Want(t, s, c, once.Claimed)
+	c = oncetest.NewClaim()
+	c.Token = spent
+	oncetest.Want(t, s, c, once.Replayed)
+	c.Token = expired
+	oncetest.Want(t, s, c, once.Claimed)
 }
 
 func TestRowsAreBounded(t *testing.T) {
