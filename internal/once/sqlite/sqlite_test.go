@@ -279,7 +279,7 @@ func TestEarlierVersionIsTakenOver(t *testing.T) {
 			(?1, 'a', 0, ?4, 200, 'text/plain', 0, x'6f6b', 'Upstash-Workflow-Sdk-Version: 1' || x'0d0a'),
 			(?2, 'b', 0, ?4, 489, 'application/json', 1, x'7b7d', ''),
 			(?3, 'c', ?4, ?4, NULL, NULL, NULL, NULL, NULL)`: {good[:], bad[:], cutOff[:], later},
-		`INSERT INTO tokens (token, key, expires) VALUES (?1, ?2, ?3), (?4, ?2, ?5)`: {spent[:], good[:], later, expired[:], now},
+		`INSERT INTO tokens (token, key, expires) VALUES (?1, ?2, ?3), (?4, ?2, ?5)`: {spent[:], good[:], later, expired[:], now - 1000},
 	} {
 		if _, err := db.Exec(earlierSchema); err != nil {
 			t.Fatal(err)
