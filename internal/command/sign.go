@@ -55,6 +55,8 @@ func Sign(ctx context.Context, args []string, getenv func(string) string, stdin 
 		return UsageError(fmt.Sprintf("sign: -key is %q, not current or next", *keyName))
 	case err != nil:
 		return UsageError("sign: -to is " + err.Error())
+	case target.User != nil: // everyone on the machine can see the arguments of a process
+		return UsageError("sign: -to has a login before its host; give it without")
 	case wrong != nil:
 		return wrong
 	}

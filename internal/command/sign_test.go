@@ -255,6 +255,7 @@ func TestSignRefuses(t *testing.T) {
 		{"a word too many", nil, []string{"hello"}, true, `what is "hello" for? give the body with -d`},
 		{"another key", nil, []string{"-key", "previous"}, true, `-key is "previous", not current or next`},
 		{"a -to of no URL", nil, []string{"-to", "http://%zz/"}, true, "not an http or https URL"},
+		{"a -to with a login", nil, []string{"-to", "http://me:hunter2@localhost:8080/"}, true, "-to has a login before its host"},
 		{"a -to without a scheme", nil, []string{"-to", "localhost:8080"}, true, "not an http or https URL"},
 		{"a -to that is a path", nil, []string{"-to", "/a"}, true, "not an http or https URL"},
 		{"a bad flag when settings are wrong too", env{"PORT": "x"}, []string{"-x"}, true, "-x"},
