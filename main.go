@@ -119,7 +119,8 @@ func serve(ctx context.Context, c settingspkg.Settings, heard commandpkg.Heard, 
 		fetched[region.Region] = true
 	}
 	s := serverpkg.New(serverpkg.Config{
-		Verify: v.verify, Run: runner, Store: store, Timing: deliverpkg.NewTiming(c.HandlerTimeout), Dedupe: c.Dedupe, MaxBody: c.MaxBody, Log: log, Fetched: fetched, Heard: heard,
+		Verify: v.verify, Run: runner, Store: store, Timing: deliverpkg.NewTiming(c.HandlerTimeout), Dedupe: c.Dedupe, MaxBody: c.MaxBody, Log: log,
+		OnFly: c.OnFly, Fetched: fetched, Heard: heard,
 	})
 	c.Announce(log, listeners.Address(), set.Keys())
 	if c.Forward == nil && strings.Contains(checkHandler, "As shipped, this only logs") {

@@ -21,19 +21,22 @@ type line struct {
 	path       string
 	size       int64 // of the body, as declared; -1: it was not
 	trace      string
-	remote     [2]string         // where the request came from: the connection's address, and what Fly's proxy says
+	remote     [2]string         // where the request came from: the connection's address, and what Fly's proxy says; "": nothing
 	unverified qstash.Unverified // its Header is not used
 	proof      deliver.Proof
 	signature  string // the key that made it, or "wrong", "absent", "unchecked"
 }
 
-func newLine(r *http.Request) line {
+func newLine(r *http.Request, onFly bool) line {
 	l := line{
 		began: time.Now(), path: clip(r.URL.Path, maxClipped), size: r.ContentLength,
-		remote: [2]string{r.RemoteAddr, r.Header.Get("Fly-Client-Ip")}, trace: traceOf(r.Header.Get("Traceparent")),
+		remote: [2]string{r.RemoteAddr}, trace: traceOf(r.Header.Get("Traceparent")),
 		unverified: qstash.NewUnverified(r.Header), signature: "unchecked",
 	}
 	l.unverified.Header = nil
+	if onFly { // elsewhere anybody can write it
+		l.remote[1] = r.Header.Get("Fly-Client-Ip")
+	}
 	return l
 }
 

@@ -47,11 +47,16 @@ func TestTraceOf(t *testing.T) {
 }
 
 func TestSender(t *testing.T) {
-	for _, c := range []struct{ name, address, fly, want string }{
-		{"the connection's", "192.0.2.1:1234", "", "192.0.2.1"},
-		{"an IPv6 connection's", "[2001:db8::1]:1234", "", "2001:db8::1"},
-		{"that which Fly's proxy names", "172.16.0.1:1234", "203.0.113.9", "203.0.113.9"},
-		{"an address without a port, as Lambda has it", "192.0.2.1", "", "192.0.2.1"},
+	for _, c := range []struct {
+		name, address, fly string
+		onFly              bool
+		want               string
+	}{
+		{"the connection's", "192.0.2.1:1234", "", true, "192.0.2.1"},
+		{"an IPv6 connection's", "[2001:db8::1]:1234", "", true, "2001:db8::1"},
+		{"that which Fly's proxy names", "172.16.0.1:1234", "203.0.113.9", true, "203.0.113.9"},
+		{"the connection's, where the sender says that it is Fly's proxy", "192.0.2.1:1234", "203.0.113.9", false, "192.0.2.1"},
+		{"an address without a port, as Lambda has it", "192.0.2.1", "", false, "192.0.2.1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := httptest.NewRequest(http.MethodPost, "/", nil)
@@ -59,7 +64,7 @@ func TestSender(t *testing.T) {
 			if c.fly != "" {
 				r.Header.Set("Fly-Client-IP", c.fly)
 			}
-			l := newLine(r)
+			l := newLine(r, c.onFly)
 			if got := l.from(); got != c.want {
 				t.Errorf("it is from %q, want %q", got, c.want)
 			}

@@ -28,6 +28,7 @@ type Config struct {
 	Dedupe  deliver.Pointer
 	MaxBody int64 // bytes
 	Log     *slog.Logger
+	OnFly   bool            // requests come from Fly's proxy alone, which says who sent them
 	Fetched map[string]bool // regions whose keys come from QStash's API: nobody has to set new ones
 	// Heard, if not nil, is told of each delivery as the log is.
 	Heard func(messageID string, attempt int, row *deliver.Row, next deliver.Next)
@@ -60,7 +61,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveHealth(w, r)
 		return
 	}
-	line := newLine(r)
+	line := newLine(r, s.OnFly)
 	proof, err := s.Verify(r)
 	line.verified(proof, err)
 	if r.Method != http.MethodPost {
