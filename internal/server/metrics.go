@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -90,6 +91,7 @@ func (m *metrics) succeeded(schedule string) {
 	if schedule == "" {
 		return
 	}
+	schedule = strings.ToValidUTF8(clip(schedule, maxClipped), "\uFFFD") // a label must be valid
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.known[schedule] {

@@ -177,6 +177,11 @@ func TestMetricsOfSchedules(t *testing.T) {
 	for _, path := range []string{"/", "/healthz"} {
 		p.send(t, schedule("scd"+path, path))
 	}
+	for _, id := range []string{"scd_\xff", strings.Repeat("long", 1000)} {
+		if got := p.send(t, schedule(id, "/odd")); got.Status != 200 {
+			t.Errorf("%.8q: got %+v", id, got)
+		}
+	}
 	var known []string
 	last := 0.0
 	for name, value := range p.counted(t) {
@@ -186,7 +191,7 @@ func TestMetricsOfSchedules(t *testing.T) {
 		}
 	}
 	slices.Sort(known)
-	if !slices.Equal(known, []string{"scd/", "scd/healthz"}) || time.Since(time.Unix(int64(last), 0)) > time.Minute {
+	if !slices.Equal(known, []string{strings.Repeat("long", maxClipped/4) + "...", "scd/", "scd/healthz", "scd_\uFFFD"}) || time.Since(time.Unix(int64(last), 0)) > time.Minute {
 		t.Errorf("last successes of %q, one at %v", known, last)
 	}
 	for i := range 300 {
