@@ -133,12 +133,14 @@ func (d *Deliverer) call(ctx context.Context, x *Delivery, r *run, ended func(Ou
 	}
 	defer func() {
 		p := recover()
-		if p != nil {
-			qstash.Log(ctx).Error("panic in handler.go", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-		}
 		if !returned {
+			goexit := p == nil
+			if goexit {
+				p = "runtime.Goexit ended the goroutine"
+			}
+			qstash.Log(ctx).Error("panic in handler.go", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			o = r.outcome(once.Answer{}, errPanic, false, otherEnd)
-			o.Detached = p == nil // it ended its goroutine
+			o.Detached = goexit
 		}
 		d.Observer.Handled(time.Since(began))
 		ended(o)

@@ -318,10 +318,15 @@ func TestOutcomes(t *testing.T) {
 
 func TestPanicIsLoggedWithItsStack(t *testing.T) {
 	t.Parallel()
-	s := start(runner(func(context.Context, *qstash.Message) ([]byte, error) { panic("the cause") }), nil)
-	s.send(message{id: "msg_1"})
-	if line := s.log.Await(t, `"stack":`, "the cause", "msg_1"); !strings.Contains(line["stack"].(string), "deliver_test.go") {
-		t.Errorf("the stack does not lead to the cause: %s", line["stack"])
+	for cause, logic := range map[string]func(){
+		"the cause":      func() { panic("the cause") },
+		"runtime.Goexit": runtime.Goexit,
+	} {
+		s := start(runner(func(context.Context, *qstash.Message) ([]byte, error) { logic(); return nil, nil }), nil)
+		s.send(message{id: "msg_1"})
+		if line := s.log.Await(t, `"stack":`, cause, "msg_1"); !strings.Contains(line["stack"].(string), "deliver_test.go") {
+			t.Errorf("the stack does not lead to the cause: %s", line["stack"])
+		}
 	}
 }
 
