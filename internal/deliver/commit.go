@@ -49,6 +49,8 @@ func (d *Deliverer) commit(ctx context.Context, store once.Committer, r *run, ef
 		return nil, effectsErr
 	case errors.Is(err, once.ErrLeaseLost):
 		return nil, fmt.Errorf("commit: rolled back: %w", err)
+	case errors.Is(err, once.ErrEffects):
+		return nil, fmt.Errorf("commit: %w", err)
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("commit: not confirmed by the deadline: %w", err)
 	}

@@ -62,7 +62,7 @@ type effects = func(*sql.Tx) ([]byte, error)
 func TestCommit(t *testing.T) {
 	t.Parallel()
 	url := qstashtest.PostgresURL(t)
-	qstashtest.PostgresExec(t, url, "CREATE TABLE effects (message text)")
+	qstashtest.PostgresExec(t, url, "CREATE TABLE effects (message text)", "CREATE TABLE seats (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
 	boom := errors.New("boom")
 	lost := errors.New("connection reset")
 	for _, row := range []struct {
@@ -132,6 +132,19 @@ func TestCommit(t *testing.T) {
 			defer func() { _ = recover() }()
 			return qstash.Commit(ctx, func(tx *sql.Tx) ([]byte, error) { _, _ = insert(tx); panic("boom") })
 		}, 500, "panic", Panicked, 0, "committed", false, ""},
+		{"a statement that fails, whose error the effects pass over", committing{}, func(ctx context.Context, insert effects) ([]byte, error) {
+			return qstash.Commit(ctx, func(tx *sql.Tx) ([]byte, error) { _, _ = tx.Exec("INSERT INTO nowhere VALUES (1)"); return nil, nil })
+		}, 500, "transaction is aborted", Failed, 0, "committed", false, ""},
+		{"a constraint that only COMMIT finds broken", committing{}, func(ctx context.Context, insert effects) ([]byte, error) {
+			return qstash.Commit(ctx, func(tx *sql.Tx) ([]byte, error) {
+				_, _ = insert(tx)
+				_, err := tx.Exec("INSERT INTO seats VALUES (1), (1)")
+				return nil, err
+			})
+		}, 500, "unique constraint", Failed, 0, "committed", false, ""},
+		{"effects that end the transaction", committing{}, func(ctx context.Context, insert effects) ([]byte, error) {
+			return qstash.Commit(ctx, func(tx *sql.Tx) ([]byte, error) { return nil, tx.Rollback() })
+		}, 500, "leave tx.Commit and tx.Rollback to qstash.Commit", Failed, 0, "committed", false, ""},
 		{"effects that outlast the deadline", committing{}, func(ctx context.Context, insert effects) ([]byte, error) {
 			return qstash.Commit(ctx, func(tx *sql.Tx) ([]byte, error) { <-ctx.Done(); return insert(tx) })
 		}, 504, "", TimedOut, 0, "committed", false, ""},
@@ -176,6 +189,9 @@ func TestCommit(t *testing.T) {
 			}
 			if n := e.times(t, url); n != row.effects {
 				t.Errorf("the effect is there %d times", n)
+			}
+			if away := row.reason == CommitLost || row.body == "begin a transaction"; s.tally.failed.Load() > 0 != away {
+				t.Errorf("the store failed %d times", s.tally.failed.Load())
 			}
 			if row.logged != "" {
 				s.log.Await(t, `"level":"ERROR"`, "which stands", row.logged)

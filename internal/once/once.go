@@ -42,7 +42,8 @@ type Committer interface {
 	Store
 	// Commit runs effects in a transaction that ends with ctx, completes the message with the answer that effects
 	// returned, and commits. It completes as Complete does; ErrLeaseLost, an error of effects and a panic in it roll
-	// everything back. An error of the commit itself leaves it open whether it was carried out: the next Claim tells.
+	// everything back. ErrEffects says that what effects did to the transaction cannot be committed, by the message's
+	// record at least. Any other error of the commit leaves it open whether it was carried out: the next Claim tells.
 	// Repeated by the holder that has finished the message, it has no effect and succeeds.
 	// Lease is that of the claim: for no longer may a frozen process keep rows locked.
 	Commit(ctx context.Context, key Key, holder string, lease time.Duration, effects func(*sql.Tx) (Answer, error)) error
@@ -53,6 +54,9 @@ const Timeout = 5 * time.Second
 
 // ErrLeaseLost says that the message is held, or was finished, by another holder.
 var ErrLeaseLost = errors.New("the lease on the message was lost to another delivery")
+
+// ErrEffects says that effects left a transaction that does not commit: the store is well.
+var ErrEffects = errors.New("the effects do not commit")
 
 // Key names a message or a token: a SHA-256.
 type Key [sha256.Size]byte

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,7 +17,7 @@ import (
 	"qstash-receiver/internal/once"
 )
 
-var errEnded = errors.New("the function ended the transaction itself; leave tx.Commit and tx.Rollback to qstash.Commit")
+var errEnded = fmt.Errorf("%w: the function ended the transaction itself; leave tx.Commit and tx.Rollback to qstash.Commit", once.ErrEffects)
 
 // Commit implements once.Committer. It takes two round trips of its own: one begins the transaction, one records the
 // answer and commits.
@@ -40,10 +41,20 @@ func (s *Store) Commit(ctx context.Context, key once.Key, holder string, lease t
 		return ctx.Err()
 	case errors.Is(err, once.ErrLeaseLost):
 		return s.Release(key, holder) // which succeeds, and has no effect, if this holder has committed before
+	case isOfEffects(err):
+		return fmt.Errorf("%w: %w", once.ErrEffects, err)
 	case err != nil:
 		return fmt.Errorf("commit in Postgres: %w", err)
 	}
 	return nil
+}
+
+// isOfEffects says whether err is Postgres's answer to a transaction that the effects have spoiled.
+func isOfEffects(err error) bool {
+	const aborted = "25P02" // by a statement whose error the effects passed over
+	var answer *pgconn.PgError
+	return errors.As(err, &answer) &&
+		(answer.Code == aborted || strings.HasPrefix(answer.Code, "23")) // or a deferred constraint, found broken now
 }
 
 // transaction is a driver's transaction that takes one round trip to begin, with its timeout, and one to end, with the

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -338,7 +339,7 @@ func TestDeferredConstraint(t *testing.T) {
 		_, err := tx.Exec("INSERT INTO seats VALUES (1)")
 		return ok, err
 	})
-	if err == nil || errors.Is(err, once.ErrLeaseLost) {
+	if !errors.Is(err, once.ErrEffects) || !strings.Contains(err.Error(), "unique constraint") {
 		t.Errorf("got %v, want the constraint's error", err)
 	}
 	if err := s.Release(c.Key, c.Holder); err != nil {

@@ -24,7 +24,7 @@ type effects struct {
 	err    error
 }
 
-var errEnded = errors.New("the transaction was rolled back, or the function ended it: a statement whose context ends takes everything back, and tx is not the function's to end")
+var errEnded = fmt.Errorf("%w: the transaction was rolled back, or the function ended it: a statement whose context ends takes everything back, and tx is not the function's to end", once.ErrEffects)
 
 // Commit implements once.Committer. Nothing else is written meanwhile. A statement of the effects that is given no
 // context cannot be interrupted when ctx ends.
