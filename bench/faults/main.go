@@ -67,8 +67,6 @@ type part struct {
 	play func(*lab) result
 	// repeats says that messages may have their effect twice: it is what the part is there to show.
 	repeats bool
-	// forgets says that the store may make room by forgetting its oldest messages, which are then run again.
-	forgets bool
 	// beside says that it mostly waits, and is played beside the others.
 	beside bool
 }
@@ -82,8 +80,8 @@ func parts(all size) []part {
 		{name: "SQLite, kills, Commit", play: sqlite(all, true, "", (*sqliteLab).kills)},
 		{name: "SQLite, kills, without Commit", play: sqlite(all, false, "", (*sqliteLab).kills), repeats: true},
 		{name: "SQLite, handed over, Commit", play: sqlite(few, true, "", (*sqliteLab).handovers)},
-		{name: "SQLite, disk full, Commit", play: sqlite(few, true, "32m", (*sqliteLab).diskFull), forgets: true},
-		{name: "SQLite, disk full, without Commit", play: sqlite(few, false, "32m", (*sqliteLab).diskFull), forgets: true},
+		{name: "SQLite, disk full, Commit", play: sqlite(few, true, "32m", (*sqliteLab).diskFull)},
+		{name: "SQLite, disk full, without Commit", play: sqlite(few, false, "32m", (*sqliteLab).diskFull)},
 		{name: "SQLite, EIO of fsync, Commit", play: sqlite(few, true, "", (*sqliteLab).syncsFail)},
 		{name: "SQLite, EIO of fsync, without Commit", play: sqlite(few, false, "", (*sqliteLab).syncsFail)},
 		{name: "SQLite, EIO of writes, Commit", play: sqlite(few, true, "", (*sqliteLab).writesFail)},
@@ -153,9 +151,6 @@ func (p part) run(l *lab) bool {
 	fmt.Printf("%s %6.0fs\n", r.row(p.name), time.Since(began).Seconds())
 	if p.repeats {
 		r.twice, r.again = 0, 0
-	}
-	if p.forgets {
-		r.again = 0
 	}
 	return r.clean()
 }

@@ -48,6 +48,7 @@ func (s *Server) Serve(ctx context.Context, _ *Listeners) error {
 	s.deliverer.Timing.Grace = 15 * time.Minute
 	go lambda.Start(s.invoke) // does not return: it ends the program if Lambda's runtime API fails
 	<-ctx.Done()              // SIGTERM, which Lambda sends only to functions with extensions
+	s.room.drain()
 	return s.deliverer.Stop(s.Timing.Stop)
 }
 

@@ -1,15 +1,12 @@
 package server
 
 import (
-	"bytes"
-	"net/http"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/common/expfmt"
 
 	"qstash-receiver/internal/deliver"
 )
@@ -101,25 +98,4 @@ func (m *metrics) succeeded(schedule string) {
 		m.known[schedule] = true
 	}
 	m.schedules.WithLabelValues(schedule).SetToCurrentTime()
-}
-
-// handler serves the metrics on every path. What promhttp does besides, other formats and compression, would make the
-// program a third of a megabyte larger.
-func (m *metrics) handler() http.Handler {
-	format := expfmt.NewFormat(expfmt.TypeTextPlain)
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		var text bytes.Buffer
-		families, err := m.registry.Gather()
-		for _, family := range families {
-			if err == nil {
-				_, err = expfmt.MetricFamilyToText(&text, family)
-			}
-		}
-		if err != nil {
-			http.Error(w, "gather the metrics: "+err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", string(format))
-		_, _ = w.Write(text.Bytes()) // to a caller who may have hung up
-	})
 }

@@ -70,7 +70,7 @@ func (s *Store) runCommit(ctx context.Context, c *commit) (err error) {
 		s.leases.settle(err == nil)
 		s.pin()
 		if isFull(err) && s.checkpoint() {
-			s.forget(spare) // for the next try, which is another delivery's
+			s.forget(8) // for the next try, which is another delivery's
 		} else if s.pragma("page_count") > pages {
 			s.checkpoint() // so that the file has grown, too
 		}

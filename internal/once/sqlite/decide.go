@@ -33,7 +33,7 @@ type statements struct {
 	bindToken, findToken, forgetToken         *sql.Stmt
 	addMessage, findMessage, extend           *sql.Stmt
 	forgetMessage, sweepMessages, sweepTokens *sql.Stmt
-	forgetOver, forgetOldest                  *sql.Stmt
+	forgetOver                                *sql.Stmt
 	findLong, shorten                         *sql.Stmt
 
 	prepared []*sql.Stmt // all of them, to close
@@ -56,8 +56,7 @@ func (s *Store) prepare(ctx context.Context) error {
 		&s.forgetMessage: `DELETE FROM qstash_messages WHERE key = ?1`,
 		&s.sweepMessages: `DELETE FROM qstash_messages WHERE expires <= ?1 AND id IN ` + oldest,
 
-		&s.forgetOver:   `DELETE FROM qstash_messages WHERE bound <= ?1 AND id IN ` + oldest,
-		&s.forgetOldest: `DELETE FROM qstash_messages WHERE id IN (SELECT id FROM qstash_messages ORDER BY id LIMIT ?1)`,
+		&s.forgetOver: `DELETE FROM qstash_messages WHERE bound <= ?1 AND id IN ` + oldest,
 		&s.findLong: `SELECT id, status, header FROM qstash_messages
 			WHERE length(body) + length(header) > ?1 ORDER BY id LIMIT ?2`,
 		&s.shorten: `UPDATE qstash_messages SET type = ?2, header = ?3, body = NULL WHERE id = ?1`,
@@ -87,11 +86,11 @@ func changed(stmt *sql.Stmt, args ...any) (rows int64, err error) {
 
 // sweep forgets at least as many rows that have expired as a batch can add.
 func (s *Store) sweep(now time.Time, batch int) error {
-	at := now.UnixMilli()
+	at, rows := now.UnixMilli(), 2*batch+6
 	s.leases.sweep(at)
 	return errors.Join(
-		run(s.sweepMessages, at, 2*batch),
-		run(s.sweepTokens, firstValid(at), 2*batch),
+		run(s.sweepMessages, at, rows),
+		run(s.sweepTokens, firstValid(at), rows),
 	)
 }
 

@@ -143,8 +143,7 @@ func (s *Store) countUsers() int {
 }
 
 // forget makes room by forgetting the oldest finished messages: those whose tokens have expired; then answers alone,
-// for with a token that is still valid the message could be run again; then messages all the same. It reports whether
-// it forgot anything.
+// for with a token that is still valid the message could be run again. It reports whether it forgot anything.
 func (s *Store) forget(rows int) (forgot bool) {
 	if run(s.begin) != nil {
 		return false
@@ -152,9 +151,6 @@ func (s *Store) forget(rows int) (forgot bool) {
 	n, err := changed(s.forgetOver, time.Now().UnixMilli(), rows)
 	if err == nil && n == 0 {
 		n, err = s.shortenOldest(rows)
-	}
-	if err == nil && n == 0 {
-		n, err = changed(s.forgetOldest, rows)
 	}
 	if err == nil {
 		err = run(s.end)

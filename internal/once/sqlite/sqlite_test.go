@@ -778,7 +778,7 @@ func TestSweeps(t *testing.T) {
 	long := oncetest.NewClaim() // its rows are the oldest, and stay
 	long.TokenTTL = time.Hour
 	oncetest.Want(t, s, long, once.Claimed)
-	for range 300 {
+	for range 150 {
 		if _, err := finish(s, 10); err != nil {
 			t.Fatal(err)
 		}
