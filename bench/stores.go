@@ -22,7 +22,9 @@ func (b *bench) stores() error {
 		if _, err := b.compare(subjects, deliveries{size: 1 << 10}, connections); err != nil {
 			return err
 		}
-		_ = os.Remove(b.dir + "/receiver.db")
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			_ = os.Remove(b.dir + "/receiver.db" + suffix)
+		}
 	}
 	return nil
 }
