@@ -18,7 +18,7 @@ const (
 	// MaxHeldBytes bounds the bodies that all requests hold at one time, and so the largest message.
 	MaxHeldBytes = 64 << 20
 	firstPart    = 64 << 10 // bytes of a body that get room before any have arrived
-	earnest      = 1 << 20  // bytes of a body that have arrived when the rest gets its room too: to copy costs more than to trust
+	earnest      = 1 << 20  // bytes of a body that have arrived when it gets room in larger steps: each step is a copy
 	maxReading   = 2        // bodies that are read at one time under one token
 )
 
@@ -269,11 +269,11 @@ func (r *reading) arrive(request *http.Request, size int64) ([]byte, error) {
 	var err error
 	for err == nil && int64(len(body)) < size {
 		if len(body) == cap(body) {
-			more := size - int64(cap(body))
-			if cap(body) < earnest { // till then room is at most four times what has arrived
-				more = min(more, 3*int64(cap(body)))
+			times := int64(4) // what has arrived
+			if cap(body) >= earnest {
+				times = 16
 			}
-			more = min(more, 15*int64(cap(body)))
+			more := min(size, times*int64(cap(body))) - int64(cap(body))
 			if err := r.take(more); err != nil {
 				return nil, err
 			}
